@@ -161,7 +161,7 @@ def evaluate(
     confusion = torch.bincount(test.labels * n + outputs.argmax(1), minlength=n * n).view(n, n)
     return 100 * ranked[:, 0].float().mean().item(), 100 * ranked.any(1).float().mean().item(), confusion.cpu()
 
-# %% ../nbs/32_classifier.ipynb #3e3e6d5e
+# %% ../nbs/32_classifier.ipynb #4b6e9481
 class Training:
     "State of a training. One call of `step` is one SGD step"
     def __init__(self, train, method, config):
@@ -184,7 +184,7 @@ class Training:
     def inputs(self, index):
         "A batch as the method wants it: images and targets"
         images, labels = to_float(self.train.images[index]), self.train.labels[index]
-        if self.config.augment: images, _ = crop_flip(images)
+        if self.config.augment: images = crop_flip(images)
         if self.method.transform: images = self.method.transform(images)
         return self.method.mixer.augment(images, labels, self.method.p_gen) if self.method.mixer else (images, labels)
 
