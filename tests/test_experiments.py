@@ -1,0 +1,71 @@
+"Every experiment notebook: parameters typed and explained, and a run from top to bottom at tiny settings."
+import ast
+import json
+import tokenize
+from io import StringIO
+from pathlib import Path
+
+import nbformat
+import pytest
+
+papermill = pytest.importorskip("papermill")
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
+PROFILES = {"paper", "small", "tiny"}
+QUICKSTART = dict(samples_per_class=2, n_images=2, image_size=32, generator_steps=2, classifier_steps=4)
+
+
+def by_name(path): return path.stem
+
+
+def parameters(path):
+    "The cell that papermill puts its parameters behind"
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1, f"{len(cells)} cells tagged `parameters`: papermill would {'guess' if cells else 'ignore what it is given'}"
+    return cells[0].source
+
+
+def tiny(path):
+    "Settings with which the notebook takes seconds"
+    known = papermill.inspect_notebook(str(path))
+    return dict(QUICKSTART) if path.stem == "quickstart" else dict(profile="tiny"), known
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_parameters_are_typed_and_explained(path):
+    source = parameters(path)
+    comments = {token.start[0] for token in tokenize.generate_tokens(StringIO(source).readline) if token.type == tokenize.COMMENT and token.string.strip("# ")}
+    for node in ast.parse(source).body:
+        assert isinstance(node, ast.AnnAssign) and node.value is not None, f"not `name: type = default  # meaning`: {ast.unparse(node)}"
+        ast.literal_eval(node.value)
+        assert node.end_lineno in comments, f"`{ast.unparse(node)}` is not explained"
+    known = papermill.inspect_notebook(str(path))
+    assert set(known) == {node.target.id for node in ast.parse(source).body}, "papermill reads other parameters than the cell states"
+    for name, found in known.items(): assert found["help"] and found["inferred_type_name"], name
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_has_the_parameters_that_runs_rely_on(path):
+    known = papermill.inspect_notebook(str(path))
+    if path.stem == "quickstart":
+        assert set(known) >= {"data", "samples_per_class", "n_images", "image_size", "generator_steps", "classifier_steps", "seed", "device", "out"}
+        return
+    assert "profile" in known, "no parameter `profile`"
+    assert known["profile"]["default"].strip("'\"") in PROFILES
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+def test_runs_at_tiny_settings(path, tmp_path):
+    settings, known = tiny(path)
+    out = tmp_path/"out"
+    if "out" in known: settings["out"] = str(out)
+    unknown = set(settings) - set(known)
+    assert not unknown, f"papermill would ignore {unknown}"
+    papermill.execute_notebook(str(path), str(tmp_path/path.name), settings, cwd=str(tmp_path), kernel_name="python3", progress_bar=False, start_timeout=120, execution_timeout=900)
+    if "out" not in known: return
+    result = json.loads((out/"result.json").read_text(encoding="utf-8")) if (out/"result.json").exists() else None
+    if path.stem == "quickstart":
+        assert result, "no result.json"
+        assert list(out.glob("*.png")) and list(out.glob("*.pdf")), "figures are written as PNG and PDF"
+    assert not [p for p in out.rglob("*") if p.suffix in {".tmp", ".partial"}], "half-written files are left behind"

@@ -1,0 +1,206 @@
+"The package: what is stated twice agrees, imports are light, nothing is unpickled, nothing speaks of one machine."
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from pathlib import Path
+from shlex import split
+
+import pytest
+from packaging.requirements import Requirement
+
+import hydramix_nb
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(path.stem for path in (ROOT/"hydramix_nb").glob("*.py") if not path.stem.startswith("_"))
+parser = ConfigParser(delimiters=["="])
+parser.read(ROOT/"settings.ini", encoding="utf-8")
+SETTINGS = parser["DEFAULT"]
+PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = {key.removesuffix("_requirements"): split(value) for key, value in SETTINGS.items() if key.endswith("_requirements")}
+
+
+def names(requirements): return {Requirement(r).name.lower().replace("_", "-") for r in requirements}
+
+
+def python(code, **environment):
+    "Run code in an interpreter of its own, outside the checkout; its output"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    "What setup.py makes of settings.ini, as (PKG-INFO, entry points)"
+    folder = tmp_path_factory.mktemp("egg")
+    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    found, = folder.glob("*.egg-info")
+    return (found/"PKG-INFO").read_text(encoding="utf-8"), (found/"entry_points.txt").read_text(encoding="utf-8")
+
+
+# one statement, wherever it stands
+
+def test_versions_agree(metadata):
+    assert hydramix_nb.__version__ == SETTINGS["version"]
+    assert f"\nVersion: {SETTINGS['version']}\n" in metadata[0]
+    project = PYPROJECT.get("project", {})
+    assert project.get("version", SETTINGS["version"]) == SETTINGS["version"]
+
+
+def test_metadata_is_that_of_the_settings(metadata):
+    text = metadata[0]
+    assert f"\nName: {SETTINGS['lib_name']}\n" in text
+    assert f"\nLicense-Expression: {SETTINGS['license']}\n" in text and "\nLicense-File: LICENSE\n" in text
+    assert f"\nRequires-Python: >={SETTINGS['min_python']}\n" in text
+    assert set(re.findall(r"^Provides-Extra: (\S+)$", text, re.M)) == set(EXTRAS)
+    required = re.findall(r"^Requires-Dist: ([^;\n]+)$", text, re.M)
+    assert names(required) == names(split(SETTINGS["requirements"]))
+
+
+def test_pyproject_repeats_the_settings_truly():
+    for key, value in PYPROJECT["tool"]["nbdev"].items(): assert str(value).lower() == SETTINGS[key].lower(), key
+
+
+def test_requirements_are_few():
+    assert names(split(SETTINGS["requirements"])) == {"torch", "torchvision", "scikit-image", "numpy", "matplotlib", "safetensors", "tqdm"}
+
+
+def test_dev_brings_what_the_tests_need():
+    dev = [Requirement(r) for r in EXTRAS["dev"]]
+    own = [r for r in dev if r.name == SETTINGS["lib_name"]]
+    assert own and own[0].extras >= {"cse", "runs"}
+    assert {"nbdev", "pytest", "ruff", "nbconvert", "jupyterlab"} <= names(EXTRAS["dev"])
+    for r in own:
+        assert r.extras <= set(EXTRAS)
+
+
+def test_console_commands_exist(metadata):
+    stated = [line.strip() for line in SETTINGS["console_scripts"].splitlines() if line.strip()]
+    for line in stated:
+        command, module, function = re.fullmatch(r"([\w-]+)\s*=\s*hydramix_nb\.(\w+):(\w+)", line).groups()
+        tree = ast.parse((ROOT/"hydramix_nb"/f"{module}.py").read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, line
+        assert re.search(rf"^{command}\s*=", metadata[1], re.M), f"{command} is not among the entry points"
+
+
+# light imports
+
+def test_package_import_is_light():
+    out = python("import sys, time; t = time.perf_counter(); import hydramix_nb; t = time.perf_counter() - t\n"
+                 "print(t, *(m for m in sys.modules if m.split('.')[0] in ('hydramix_nb', 'torch', 'torchvision', 'numpy', 'matplotlib', 'skimage')))").split()
+    assert out[1:] == ["hydramix_nb"]
+    assert float(out[0]) < 1
+
+
+def test_all_imports_nothing_until_asked():
+    loaded = python("import sys, hydramix_nb.all as a; dir(a); print(*sys.modules)").split()
+    assert not {"torch", "numpy", "hydramix_nb.data"} & set(loaded)
+
+
+BLOCK = """
+import sys
+class Block:
+    "Nothing but the package's own requirements: whatever an extra brings cannot be imported"
+    names = set({names!r})
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names: raise ModuleNotFoundError("No module named " + repr(name), name=name)
+sys.meta_path.insert(0, Block())
+"""
+FROM_EXTRAS = ["fastcore", "nbdev", "execnb", "ghapi", "papermill", "ipykernel", "IPython", "jupyterlab", "nbformat", "nbclient", "nbconvert", "pytest",
+               "pandas", "tensorboard", "distributed", "dask", "dask_jobqueue", "open_clip", "timm", "wn", "pacmap", "numba", "sklearn", "pycocotools",
+               "lightly", "diffusers", "transformers", "accelerate", "kymatio", "huggingface_hub"]
+
+
+def blocked(code): return python(BLOCK.format(names=FROM_EXTRAS) + code)
+
+
+def test_modules_import_without_extras():
+    out = blocked(f"""
+import importlib
+for module in {MODULES!r}:
+    try: importlib.import_module("hydramix_nb." + module)
+    except ImportError as e: print(f"hydramix_nb.{{module}} needs {{e.name}} at import: import it in the function that uses it")
+""")
+    assert not out, out
+
+
+def test_all_works_without_extras():
+    out = blocked("from hydramix_nb.all import *\nfrom hydramix_nb import all as a\nmissing = [n for n in a.__all__ if n not in globals()]\nassert not missing, missing\nprint(len(a.__all__))")
+    assert int(out) > len(MODULES)
+
+
+# names
+
+CONTRACT = """data.ImageSet data.load_images masks.segment masks.hydra_mask masks.grid_mask masks.pair_mask masks.noisy_segments masks.box_mask
+generator.Generator discriminator.Discriminator losses.laplacian_pyramid losses.laplacian_loss gan.fit gan.load mixing.HydraMix mixing.ChimeraMix
+mixing.GridMix mixing.SegMix mixing.NMix mixing.MixUp mixing.MixUpN classifier.fit cse.synset_distribution cse.synset_entropy cse.cse baselines.METHODS""".split()
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_names_that_others_rely_on(name):
+    import hydramix_nb.all as everything
+    module, attribute = name.split(".")
+    if module not in MODULES: pytest.skip(f"hydramix_nb.{module} is not there yet")
+    assert hasattr(getattr(everything, module), attribute)
+    if attribute not in {"fit", "load", "cse"}: assert hasattr(everything, attribute), f"{attribute} is no longer unambiguous: another module has it too"
+
+
+def test_every_module_comes_from_a_notebook():
+    for module in MODULES:
+        text = (ROOT/"hydramix_nb"/f"{module}.py").read_text(encoding="utf-8")
+        source = re.search(r"^# AUTOGENERATED! DO NOT EDIT! File to edit: \.\./(nbs/\S+\.ipynb)\.$", text, re.M)
+        assert source and (ROOT/source[1]).exists(), f"{module}.py has no notebook"
+
+
+# safety
+
+UNPICKLERS = {"pickle": {"load", "loads"}, "torch": {"load"}, "joblib": {"load"}, "dill": {"load", "loads"}, "cloudpickle": {"load", "loads"}, "pd": {"read_pickle"}, "pandas": {"read_pickle"}}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_unpickled(module):
+    "Arrays and weights come without pickle; an Unpickler is allowed only as a subclass that says which classes it takes"
+    tree = ast.parse((ROOT/"hydramix_nb"/f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            f = node.func
+            if isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name):
+                assert f.attr not in UNPICKLERS.get(f.value.id, ()), f"line {node.lineno}: {f.value.id}.{f.attr}"
+                assert (f.value.id, f.attr) != ("pickle", "Unpickler"), f"line {node.lineno}: a bare Unpickler takes any class"
+            for keyword in node.keywords:
+                if keyword.arg == "allow_pickle": assert getattr(keyword.value, "value", True) is False, f"line {node.lineno}: allow_pickle"
+                if keyword.arg == "weights_only": assert getattr(keyword.value, "value", False) is True, f"line {node.lineno}: weights_only"
+        if isinstance(node, ast.ClassDef) and any("Unpickler" in ast.unparse(base) for base in node.bases):
+            assert "find_class" in {item.name for item in node.body if isinstance(item, ast.FunctionDef)}, f"{node.name} takes any class"
+        if isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
+            assert not UNPICKLERS[node.module] & {alias.name for alias in node.names}, f"line {node.lineno}"
+
+
+def repository():
+    "Files under version control; without git, all that is not made by a tool"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0 and listed.stdout: return [ROOT/name for name in listed.stdout.split("\0") if name and (ROOT/name).exists()]
+    folders = ["nbs", "hydramix_nb", "tests", ".ci"]
+    return [p for f in folders for p in (ROOT/f).rglob("*") if p.is_file() and "__pycache__" not in p.parts] + [p for p in ROOT.iterdir() if p.is_file()]
+
+
+def test_no_weights_or_pickles_in_the_repository():
+    assert not [str(p) for p in repository() if p.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".bin", ".safetensors"}]
+
+
+MACHINE = re.compile(r"(?<![\w./<])(?:/(?:home|Users|root|work|mnt|srv|scratch)/[\w.~-]+|/tmp/[\w.-]+|[A-Z]:\\\\?Users)")
+
+
+def test_no_machine_paths_in_the_repository():
+    found = []
+    for path in repository():
+        if path == Path(__file__).resolve(): continue
+        try: text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError: continue
+        text = re.sub(r'"image/(?:png|jpeg|svg\+xml)": "[^"]*"', "", text)
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in MACHINE.finditer(text)]
+    assert not found, "\n".join(found)
