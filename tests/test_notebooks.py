@@ -150,13 +150,18 @@ def test_readme_maps_every_notebook():
     assert not missing, f"not in the map of nbs/index.ipynb: {missing}"
 
 
+def test_readme_lists_every_extra():
+    extras = {key.removesuffix("_requirements") for key in re.findall(r"^(\w+_requirements) =", (ROOT/"settings.ini").read_text(encoding="utf-8"), re.M)}
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.M)) == extras
+
+
 def test_readme_quickstart_parameters_exist():
     papermill = pytest.importorskip("papermill")
-    command = blocks("sh")[0]
-    notebook = re.search(r"papermill (\S+\.ipynb)", command)[1]
+    command = blocks("sh")[0].split("papermill ")[1]
+    notebook = command.split()[0]
     if not (ROOT/notebook).exists(): pytest.skip(f"{notebook} is not there yet")
     known = papermill.inspect_notebook(str(ROOT/notebook))
-    for name in re.findall(r"-[pr] (\w+) ", command): assert name in known, name
+    for name in re.findall(r" -[pr] (\w+) ", command): assert name in known, name
 
 
 def test_readme_drop_in_runs():

@@ -1,0 +1,16 @@
+"Tests marked `slow` run only with --slow, tests marked `cuda` only where there is a CUDA device."
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    def skip(mark, reason):
+        for item in items:
+            if mark in item.keywords: item.add_marker(pytest.mark.skip(reason=reason))
+    if not config.getoption("--slow"): skip("slow", "takes minutes: run with --slow")
+    if any("cuda" in item.keywords for item in items):
+        import torch
+        if not torch.cuda.is_available(): skip("cuda", "needs a CUDA device")
