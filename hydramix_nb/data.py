@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PHOTOS', 'PUBLISHED', 'CIFAIR', 'NAMES', 'to_float', 'to_uint8', 'image_grid', 'show_images', 'check_arrays',
-           'few_shot_indices', 'class_tables', 'same_class_indices', 'ImageSet', 'crop_flip', 'fit_square', 'photos',
-           'read_npz', 'read_picture', 'read_folder', 'read_torchvision', 'ArrayUnpickler', 'read_cifair', 'data_root',
-           'load_images']
+           'few_shot_indices', 'class_tables', 'same_class_indices', 'ImageSet', 'crop_flip', 'fit_square',
+           'photo_windows', 'photo', 'photos', 'read_npz', 'read_picture', 'read_folder', 'read_torchvision',
+           'ArrayUnpickler', 'read_cifair', 'data_root', 'load_images']
 
 # %% ../nbs/00_data.ipynb #7acde7e4
 import base64, hashlib, io, math, os, pickle, tempfile, zipfile
@@ -217,25 +217,42 @@ def fit_square(images, # uint8 [n,C,H,W]
     top, left = (to[0] - size) // 2, (to[1] - size) // 2
     return images[..., top:top + size, left:left + size].contiguous()
 
-# %% ../nbs/00_data.ipynb #efc88de9
-PHOTOS = ["astronaut", "chelsea", "coffee", "ihc", "motorcycle_left", "brick", "camera", "coins", "grass", "gravel"]
+# %% ../nbs/00_data.ipynb #06dd2685
+PHOTOS = dict(astronaut="astronaut", cat="chelsea", coffee="coffee", tissue="ihc", motorcycle="motorcycle_left",
+              brick="brick", cameraman="camera", coins="coins", grass="grass", gravel="gravel")
+
+def photo_windows(height, # of the picture
+                  width, # of the picture
+                  split, # "train" or "test"
+                  n, # how many
+                  seed, # int
+                  window=64, # side of a window, pixels
+                  strips=4, # vertical strips; train, test, train, test
+                  gap=16 # pixels between one strip and the next
+                 ): # int array [n,2]: top and left
+    "Where patches are cut: a window lies in one strip, and every second strip belongs to the other split."
+    if split not in ("train", "test"): raise ValueError(f"photos has the splits train and test, not {split!r}")
+    rng = np.random.RandomState(seed)
+    left = np.arange(("train", "test").index(split), strips, 2) * (width // strips) + gap // 2
+    return np.stack([rng.randint(0, height - window + 1, n), rng.choice(left, n) + rng.randint(0, width // strips - gap - window + 1, n)], 1)
+
+def photo(name # a class of `PHOTOS`
+         ): # uint8 [3,H,W]
+    "One of the ten pictures, read from the scikit-image installation; no download."
+    import skimage
+    return read_picture(Path(skimage.__path__[0]) / "data" / f"{PHOTOS[name]}.png")
 
 def photos(split="train", # "train" or "test"
-           size=None): # side of the patches; None: 32
-    # `ImageSet` of ten classes
-    "Patches of ten pictures that come with scikit-image: left part to train, right part to test."
-    import skimage
-    from PIL import Image
-    size, window, images = size or 32, 64, []
-    if split not in ("train", "test"): raise ValueError(f"photos has the splits train and test, not {split!r}")
-    rng, n = np.random.RandomState(["train", "test"].index(split)), 100
-    for name in PHOTOS:
-        picture = torch.from_numpy(np.array(Image.open(Path(skimage.__path__[0]) / "data" / f"{name}.png").convert("RGB"))).permute(2, 0, 1)
-        h, w = picture.shape[1:]
-        x = (0, w // 2 - 16) if split == "train" else (w // 2 + 16, w)
-        ys, xs = rng.randint(0, h - window + 1, n), rng.randint(x[0], x[1] - window + 1, n)
-        images += [picture[:, j:j + window, i:i + window] for j, i in zip(ys.tolist(), xs.tolist(), strict=True)]
-    return ImageSet(fit_square(torch.stack(images), size), torch.arange(len(PHOTOS)).repeat_interleave(n), PHOTOS)
+           size=32, # side of the patches
+           n=100 # patches per class
+          ): # `ImageSet` of ten classes
+    "Patches of ten pictures; training and test patches come from different strips of each."
+    patches = []
+    for i, name in enumerate(PHOTOS):
+        windows = photo(name).unfold(1, 64, 1).unfold(2, 64, 1)
+        candidates = (windows[:, y, x] for y, x in photo_windows(*(s + 63 for s in windows.shape[1:3]), split, 10 * n, i).tolist())
+        patches += [p for _, p in zip(range(n), (c for c in candidates if c.float().mean(0).std() >= 12), strict=False)]
+    return ImageSet(fit_square(torch.stack(patches), size), torch.arange(len(PHOTOS)).repeat_interleave(n), list(PHOTOS))
 
 # %% ../nbs/00_data.ipynb #19d2927c
 def _npz_arrays(path):
@@ -426,7 +443,7 @@ def read_cifair(name, # "cifair10" or "cifair100"
     test, meta = entry(*info["test"]), entry(*info["meta"])
     return ImageSet(torch.from_numpy(np.asarray(test["data"], np.uint8).reshape(-1, 3, 32, 32)), torch.tensor(test[info["labels"]], dtype=torch.int64), list(meta[info["names"]]))
 
-# %% ../nbs/00_data.ipynb #71aa98b1
+# %% ../nbs/00_data.ipynb #2efa700d
 def data_root(root=None): # None: $HYDRAMIX_DATA, else ~/.cache/hydramix
     # Path
     "Where the data sets lie."
@@ -463,6 +480,6 @@ def load_images(name, # one of `NAMES`
         data = read_npz(path)
     elif path or kind not in NAMES: raise ValueError(f"unknown data set {name!r}; there are {', '.join(NAMES)}")
     elif split == "val": raise ValueError(f"{name} has the splits train and test, not val")
-    elif kind == "photos": return photos(split, size)
+    elif kind == "photos": return photos(split, size or 32)
     else: data = (read_cifair if kind.startswith("cifair") else read_torchvision)(kind, split, root, download)
     return data if size is None else ImageSet(fit_square(data.images, size), data.labels, data.classes)
