@@ -128,7 +128,7 @@ def downsample(segments, # label maps, any integer type [...,H,W]
     def positions(n, m): return F.interpolate(torch.arange(n, dtype=torch.float32, device=segments.device)[None, None], size=m)[0, 0].long()
     return segments[..., positions(segments.shape[-2], h)[:, None], positions(segments.shape[-1], w)]
 
-# %% ../nbs/10_masks.ipynb #c9c13dcc
+# %% ../nbs/10_masks.ipynb #f765b9bb
 OWNER_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 def owners_to_mask(owners, # owner of each position, integer [B,h,w], 0…N−1
@@ -156,8 +156,8 @@ def show_mask(mask, # mixing mask, float [B,N,h,w] or [N,h,w]; or owners, intege
               ax=None, # matplotlib axes to draw into; None: a new figure
              ):
     "Masks as pictures, every position in its owner's colour."
+    if mask.ndim - mask.is_floating_point() not in (2, 3): raise ValueError(f"show_mask takes masks [B,N,h,w] or [N,h,w], or integer owners [B,h,w] or [h,w]; got {mask.dtype} {list(mask.shape)}")
     owners = mask_to_owners(mask) if mask.is_floating_point() else mask
-    if owners.ndim not in (2, 3): raise ValueError(f"show_mask takes masks [B,N,h,w] or [N,h,w], or integer owners [B,h,w] or [h,w]; got {mask.dtype} {list(mask.shape)}")
     pictures = color_owners(owners if owners.ndim == 3 else owners[None])
     zoom = -(-64 // pictures.shape[-1])  # so that gaps and titles look the same at every size
     show_images(pictures.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1), titles, columns or min(8, len(pictures)), rows, scale, ax)
