@@ -10,13 +10,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# %% ../nbs/20_generator.ipynb #d954049c
+# %% ../nbs/20_generator.ipynb #47409ae6
 class InstanceNorm(nn.Module):
-    "Instance normalisation without learned scale or shift (3.1), as group norm with one channel per group: that form keeps channels_last"
+    "Every channel of every image to mean 0 and variance 1 over its own pixels; nothing is learned (3.1)"
     def forward(self, x):
         return F.group_norm(x, x.shape[1])
 
-# %% ../nbs/20_generator.ipynb #af5adee0
+# %% ../nbs/20_generator.ipynb #ff383400
 def conv_block(
     in_channels:int,  # channels in
     out_channels:int, # channels out
@@ -24,19 +24,21 @@ def conv_block(
     stride:int=1,     # 2 halves height and width
     reflect:bool=False, # reflect at the border instead of padding with zeros
 ) -> nn.Sequential: # convolution, instance norm, ReLU (3.1)
-    "The paper's block. No bias: the norm behind it would take it out again"
+    "The paper's convolutional block, without a bias: the norm behind it would take it out again"
+    padding_mode = "reflect" if reflect else "zeros"
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False, padding_mode="reflect" if reflect else "zeros"),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False, padding_mode=padding_mode),
         InstanceNorm(), nn.ReLU(inplace=True))
 
-# %% ../nbs/20_generator.ipynb #640ec813
+# %% ../nbs/20_generator.ipynb #6a254145
 class ResidualBlock(nn.Module):
     "x + IN(conv(ReLU(IN(conv(x))))), channels and size kept (3.1)"
     def __init__(self,
         channels:int, # channels in and out
     ):
         super().__init__()
-        self.body = nn.Sequential(*conv_block(channels, channels, 3, reflect=True), *conv_block(channels, channels, 3, reflect=True)[:2])
+        first, second = (conv_block(channels, channels, 3, reflect=True) for _ in range(2))
+        self.body = nn.Sequential(*first, *second[:2])
 
     def forward(self, x):
         return x + self.body(x)
@@ -48,7 +50,7 @@ def up_block(
     "Double height and width, halve the channels"
     return nn.Sequential(nn.ConvTranspose2d(in_channels, in_channels // 2, 2, 2, bias=False), InstanceNorm(), nn.ReLU(inplace=True))
 
-# %% ../nbs/20_generator.ipynb #6c092cba
+# %% ../nbs/20_generator.ipynb #7c8af7bd
 class Generator(nn.Module):
     "Gen(I, M) = Dec(Mix(Enc(I), M)) of Eq. 2"
     scale = 4 # H / h: two blocks of stride 2
@@ -56,9 +58,11 @@ class Generator(nn.Module):
         in_channels:int=3,    # C_in: 3 for RGB, 1 for grey
         features:int=64,      # features of the stem; the feature map has four times as many (C_f = 256)
         encoder_blocks:int=2, # residual blocks before mixing (N_blocks,enc)
-        decoder_blocks:int=2, # residual blocks after mixing (N_blocks,dec)
+        decoder_blocks:int=2, # residual blocks after mixing (N_blocks,dec); 0 is what the predecessor's published code computes
     ):
         super().__init__()
+        if min(in_channels, features) < 1 or min(encoder_blocks, decoder_blocks) < 0:
+            raise ValueError(f"in_channels={in_channels}, features={features}, encoder_blocks={encoder_blocks}, decoder_blocks={decoder_blocks}: the first two are 1 or more, the blocks 0 or more")
         self.in_channels, f = in_channels, features
         self.encoder = nn.Sequential(
             conv_block(in_channels, f, 7, reflect=True), conv_block(f, 2*f, 3, 2), conv_block(2*f, 4*f, 3, 2),
@@ -69,20 +73,22 @@ class Generator(nn.Module):
 
     def encode(self,
         images:torch.Tensor, # float [*,C,H,W] in −1…1, H and W multiples of 4 from 16 up
-    ) -> torch.Tensor: # features F [*,C_f,H/4,W/4]
-        "Enc(I)"
-        height, width = images.shape[-2:]
+    ) -> torch.Tensor: # F [*,C_f,H/4,W/4]
+        "Enc(I), each image on its own (3.1). ValueError for sizes and channels that do not fit, TypeError for bytes"
+        if not images.is_floating_point(): raise TypeError(f"images are {images.dtype}: the generator takes floats in −1…1 (hydramix_nb.data.to_float)")
+        channels, height, width = images.shape[-3:]
+        if channels != self.in_channels: raise ValueError(f"images have {channels} channel(s), the generator takes {self.in_channels}: make it with in_channels={channels}, or load the images with as many")
         if height % self.scale or width % self.scale or min(height, width) < 16:
             raise ValueError(f"images of {height}×{width} do not fit the generator: height and width must be multiples of {self.scale}, from 16 up; resize them (image_size)")
-        features = self.encoder(images.flatten(0, -4))
-        return features.unflatten(0, images.shape[:-3])
+        features = self.encoder(images.unsqueeze(0).flatten(0, -4))
+        return features.reshape(*images.shape[:-3], *features.shape[1:])
 
     @staticmethod
     def mix(
-        features:torch.Tensor, # [B,N,C_f,h,w]
-        mask:torch.Tensor,     # M [B,N,h,w], sums to one over N
+        features:torch.Tensor, # F [B,N,C_f,h,w]
+        mask:torch.Tensor,     # M [B,N,h,w] in 0…1, sums to one over N
     ) -> torch.Tensor: # F_mix [B,C_f,h,w]
-        "F_mix = Σ_i F_i ⊙ M_i (Eq. 1)"
+        "F_mix = Σ_i F_i ⊙ M_i (Eq. 1). ValueError if mask and features have different shapes"
         if mask.shape != features.shape[:2] + features.shape[3:]:
             raise ValueError(f"mask {tuple(mask.shape)} does not fit features {tuple(features.shape)}: [B,N,h,w] for [B,N,F,h,w]")
         return (features * mask.unsqueeze(2)).sum(1)
@@ -90,12 +96,13 @@ class Generator(nn.Module):
     def decode(self,
         features:torch.Tensor, # [*,C_f,h,w]
     ) -> torch.Tensor: # images [*,C,4h,4w] in −1…1
-        "Dec(F)"
-        return self.decoder(features.flatten(0, -4)).unflatten(0, features.shape[:-3])
+        "Dec(F) (3.3)"
+        images = self.decoder(features.unsqueeze(0).flatten(0, -4))
+        return images.reshape(*features.shape[:-3], *images.shape[1:])
 
     def forward(self,
-        images:torch.Tensor, # I, float [B,N,C,H,W] in −1…1
-        mask:torch.Tensor,   # M [B,N,H/4,W/4]
+        images:torch.Tensor, # I, float [B,N,C,H,W] in −1…1, H and W multiples of 4 from 16 up
+        mask:torch.Tensor,   # M [B,N,H/4,W/4] in 0…1, sums to one over N
     ) -> torch.Tensor: # Î [B,C,H,W] in −1…1
-        "Eq. 2"
+        "Dec(Mix(Enc(I), M)) (Eq. 2)"
         return self.decode(self.mix(self.encode(images), mask))
