@@ -7,7 +7,7 @@ __all__ = ['WHERE_WORDNET', 'PHOTO_KINDS', 'CLASS_SYNSETS', 'synset_distribution
            'synset_entropy', 'resample_counts', 'class_statistics', 'basic_interval', 'Synset', 'Lexicon',
            'write_lexicon', 'photo_lexicon', 'class_synsets', 'hyponyms_by_class', 'Encoder', 'as_encoder',
            'clip_preprocess', 'clip_encoder', 'random_clip', 'ClassEntropy', 'CSE', 'images_per_class', 'cse',
-           'WordMean', 'small_image_network', 'fit_pair']
+           'WordMean', 'small_image_network', 'fit_pair', 'lexicon_from', 'encoder_from', 'sample_classes']
 
 # %% ../nbs/40_cse.ipynb #b18c8af0
 import hashlib, json, math, os, re, tempfile, zlib
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-# %% ../nbs/40_cse.ipynb #24df5b43
-from .data import ImageSet, crop_flip, to_float
+# %% ../nbs/40_cse.ipynb #f78c4487
+from .data import ImageSet, crop_flip, to_float, to_uint8
 
 # %% ../nbs/40_cse.ipynb #ab87e416
 def synset_distribution(
@@ -245,14 +245,14 @@ def write_lexicon(
     os.replace(partial, path)
     return path
 
-# %% ../nbs/40_cse.ipynb #fb00643e
+# %% ../nbs/40_cse.ipynb #e17ae195
 PHOTO_KINDS = """
 thing; thing, object; whatever a camera can be pointed at
   astronaut; astronaut, spacefarer; someone trained to live and work in a spacecraft
     spacewalker; spacewalker; an astronaut at work outside, in a sealed suit with a helmet
     pilot; shuttle pilot; an astronaut who flies the spacecraft
     crew; mission specialist; an astronaut in an orange suit who looks after the experiments
-  chelsea; cat, house cat; a small furry animal with whiskers that hunts mice and sleeps on sofas
+  cat; cat, house cat; a small furry animal with whiskers that hunts mice and sleeps on sofas
     tabby; tabby; a cat with dark stripes on a grey or brown coat
     ginger; ginger cat, marmalade cat; a cat with an orange coat
     siamese; Siamese; a slender cat with blue eyes and a dark face
@@ -261,11 +261,11 @@ thing; thing, object; whatever a camera can be pointed at
     espresso; espresso; a small strong coffee pressed with steam
     cappuccino; cappuccino; coffee under a white foam of milk
     black_coffee; black coffee; coffee without milk, in a cup on a saucer
-  ihc; stained tissue; a thin slice of an organ, coloured for the microscope
+  tissue; stained tissue; a thin slice of an organ, coloured for the microscope
     gland; glandular tissue; rings of brown cells around a hollow
     muscle; muscle tissue; long pink fibres side by side
     fat; fatty tissue; pale round cells with thin walls
-  motorcycle_left; motorcycle, motorbike; a vehicle with two wheels, an engine and a saddle
+  motorcycle; motorcycle, motorbike; a vehicle with two wheels, an engine and a saddle
     scooter; scooter; a light motorcycle with small wheels and a place for the feet
     dirt_bike; dirt bike; a tall motorcycle with coarse tyres for riding off the road
     tourer; touring motorcycle; a heavy motorcycle with bags and a windscreen
@@ -273,8 +273,8 @@ thing; thing, object; whatever a camera can be pointed at
     firebrick; firebrick; a pale brick that withstands great heat
     clinker; clinker; a dark and very hard brick
     adobe; adobe; a sun-dried brick of clay and straw
-  camera; photographer; someone who takes pictures, here at a camera on a tripod
-    cameraman; cameraman; a photographer of moving pictures
+  cameraman; photographer; someone who takes pictures, here at a camera on a tripod
+    film; film cameraman; a photographer of moving pictures
     reporter; press photographer; a photographer who works for a newspaper
     amateur; amateur photographer; someone who takes pictures for pleasure
   coins; coin; a stamped round piece of metal used as money
@@ -833,3 +833,44 @@ def fit_pair(
         optimiser.zero_grad(); F.cross_entropy(a @ b.T / tau, batch.labels).backward(); optimiser.step(); schedule.step()
     digest = hashlib.blake2b(b"".join(p.detach().cpu().numpy().tobytes() for p in parameters), digest_size=8).hexdigest()
     return Encoder(image.eval(), text.eval(), f"trained here:{digest}", str(data.device), batch_size)
+
+# %% ../nbs/40_cse.ipynb #0c1dc8aa
+def lexicon_from(
+    name:str,            # photos: the small one written above; else a WN-LMF file or a name in wn's index
+    directory=None,      # folder for wn's database
+    download:bool=False, # fetch a named lexicon that is not there
+) -> Lexicon:
+    "A lexicon by name"
+    if name != "photos": return Lexicon(name, directory or None, download)
+    with tempfile.TemporaryDirectory() as new: return Lexicon(photo_lexicon(Path(new) / "photos.xml"), directory or None)
+
+def encoder_from(
+    name:str,            # "random", "trained here", "MODEL:TAG" as ViT-B-16:laion2b_s34b_b88k, or a folder of weights
+    device:str="cpu",    # where it runs
+    data=None,           # for "trained here": labelled images
+    texts=None,          # for "trained here": dict class → text
+    seed:int=0,          # of random weights and of training
+    download:bool=False, # fetch the weights of a tag
+    **settings,          # for "trained here": of fit_pair
+) -> Encoder:
+    "An encoder by name"
+    if name == "trained here":
+        if data is None or texts is None: raise ValueError('"trained here" needs labelled images and a text for each class')
+        return fit_pair(data.to(device), texts, seed=seed, **settings)
+    if name == "random":
+        with tempfile.TemporaryDirectory() as new: return clip_encoder(weights=random_clip(Path(new) / "random", seed), device=device)
+    if Path(name).expanduser().is_dir(): return clip_encoder(weights=name, device=device)
+    model, _, weights = name.partition(":")
+    if not weights: raise ValueError(f"no encoder {name!r}: random, trained here, MODEL:TAG such as ViT-B-16:laion2b_s34b_b88k, MODEL:FILE.safetensors, or an existing folder")
+    return clip_encoder(model, weights, device, download=download)
+
+def sample_classes(
+    mixer,             # labels [B] → float images [B,C,H,W] in −1…1, such as mixing.HydraMix
+    classes,           # class names, in the order of the labels
+    n:int,             # images per class; the paper's is 1,000
+    device="cpu",      # of the labels
+    batch_size:int=64, # images at once
+) -> dict: # class → uint8 [n,C,H,W] on the CPU
+    "Images of every class from a mixer; randomness is torch's own"
+    sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
+    return {c: torch.cat([to_uint8(mixer(torch.full((size,), i, device=device))).cpu() for size in sizes]) for i, c in enumerate(classes)}
