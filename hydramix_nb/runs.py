@@ -210,7 +210,7 @@ def execute(
     finally:
         if partial.exists(): os.replace(partial, output)
 
-# %% ../nbs/60_runs.ipynb #a787510f
+# %% ../nbs/60_runs.ipynb #87de71ce
 @functools.cache
 def code_digest(
 ) -> str: # 12 hex digits
@@ -238,7 +238,7 @@ class Task:
     device:str = "auto" # where to compute
     data_root:str = "" # where the data sets lie; where that is no folder, the worker's own
     cwd:str = "."     # relative names of data sets start here
-    code:str = field(default_factory=code_digest) # of the library that planned it
+    code:str = field(default_factory=code_digest) # of the library that planned it; "": any
     retry:float|None = None # failures older than this time are done again; None: none
     places:tuple = PLACES # parameters that say where things lie, as far as the notebook has them
     attempts:int = 3  # how often a kernel may die before the run has failed
@@ -266,12 +266,12 @@ def state_of(task):
     error = read_json(task.folder/"error.json")
     if error and (task.retry is None or error["time"] >= task.retry): return Outcome(state="failed", error=error["error"], **common)
 
-# %% ../nbs/60_runs.ipynb #9ac9cdf2
+# %% ../nbs/60_runs.ipynb #c1142eda
 def perform(
     task:Task, # what to do
 ) -> Outcome: # done, failed, or busy
     "Do a run, unless it is done, has failed, or another process is at it"
-    if task.code != code_digest():
+    if task.code and task.code != code_digest():
         raise RuntimeError(f"{socket.gethostname()} has hydramix_nb {__version__} with other source ({code_digest()}) than where the sweep was started ({task.code}): install the same there")
     if (found := state_of(task)): return found
     lock = Lock(task.folder/".lock")
@@ -502,7 +502,7 @@ def write_text(path, text):
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
-# %% ../nbs/60_runs.ipynb #421fe19b
+# %% ../nbs/60_runs.ipynb #2f222a0b
 def sweep(
     tasks,         # from `plan`
     *, workers=0,  # 0: in this process; n: a Dask cluster of n processes on this machine; "gpu": one for each GPU
@@ -514,6 +514,7 @@ def sweep(
     outcomes = {task.id: state_of(task) for task in tasks}
     left = {task.id: task for task in tasks if outcomes[task.id] is None}
     if not left: return list(outcomes.values())
+    if not scheduler: left = {id: replace(task, code="") for id, task in left.items()}  # this machine, this installation
     check_folder(Path(tasks[0].out))
     n = len(left) if scheduler else max(1, gpu_count()) if workers == "gpu" else max(1, min(workers, len(left)))
     measured = results_in(tasks[0].out, tasks[0].experiment)
@@ -544,7 +545,7 @@ def describe(outcome):
     shown = ", ".join(f"{k}={p[k]}" for k in (*LIKE, "seed") if k in p) or ", ".join(f"{k}={v}" for k, v in p.items())
     return f"{shown}: {outcome.error.splitlines()[0] if outcome.error else '?'} ({outcome.folder})"
 
-# %% ../nbs/60_runs.ipynb #d9949f7d
+# %% ../nbs/60_runs.ipynb #9c2a7d6c
 TABLE_1 = ["Baseline", "Cutout", "Random Erasing", "Cosine", "MixUp", "MixUpN", "Scattering", "GLICO", "SuperMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]
 TABLE_6 = ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]
 PAPER = ["cifair10", "stl10", "cifair100"]
@@ -610,7 +611,7 @@ def grid(
     one_of(experiment, list(EXPERIMENTS), "experiment")
     notebook, known = find_notebook("classify"), EXPERIMENTS[experiment]
     given = dict(dataset=datasets, samples_per_class=samples_per_class, method=methods, seed=list(seeds), profile=profile, **axes)
-    if datasets is not None and "generator_dataset" in known: given.setdefault("generator_dataset", datasets)
+    if datasets is not None and "generator_dataset" in known and given.get("generator_dataset") is None: given["generator_dataset"] = datasets
     lists = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in {**known, **{k: v for k, v in given.items() if v is not None}}.items()}
     for name, values in lists.items():
         if not values: raise ValueError(f"{name}: an empty list makes no runs")
