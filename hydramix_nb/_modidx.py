@@ -233,6 +233,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'hydramix_nb/discriminator.py'),
                                            'hydramix_nb.discriminator.Discriminator.forward': ( 'discriminator.html#discriminator.forward',
                                                                                                 'hydramix_nb/discriminator.py'),
+                                           'hydramix_nb.discriminator._conv': ('discriminator.html#_conv', 'hydramix_nb/discriminator.py'),
                                            'hydramix_nb.discriminator.patch_block': ( 'discriminator.html#patch_block',
                                                                                       'hydramix_nb/discriminator.py')},
             'hydramix_nb.gan': { 'hydramix_nb.gan.Config': ('gan.html#config', 'hydramix_nb/gan.py'),
