@@ -452,6 +452,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hydramix_nb.runs.summary': ('runs.html#summary', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs.sweep': ('runs.html#sweep', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs.typed': ('runs.html#typed', 'hydramix_nb/runs.py'),
+                                  'hydramix_nb.runs.unformatted': ('runs.html#unformatted', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs.values': ('runs.html#values', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs.write_json': ('runs.html#write_json', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs.write_text': ('runs.html#write_text', 'hydramix_nb/runs.py')}}}
