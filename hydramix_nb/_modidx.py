@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hydramix_nb.classifier.profile': ('classifier.html#profile', 'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier.wide_resnet': ('classifier.html#wide_resnet', 'hydramix_nb/classifier.py')},
             'hydramix_nb.cse': { 'hydramix_nb.cse.CSE': ('cse.html#cse', 'hydramix_nb/cse.py'),
+                                 'hydramix_nb.cse.CSE.__iter__': ('cse.html#cse.__iter__', 'hydramix_nb/cse.py'),
                                  'hydramix_nb.cse.CSE.__str__': ('cse.html#cse.__str__', 'hydramix_nb/cse.py'),
                                  'hydramix_nb.cse.CSE.per_class': ('cse.html#cse.per_class', 'hydramix_nb/cse.py'),
                                  'hydramix_nb.cse.CSE.to_dict': ('cse.html#cse.to_dict', 'hydramix_nb/cse.py'),

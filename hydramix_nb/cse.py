@@ -692,7 +692,7 @@ class ClassEntropy:
         best = self.distribution.topk(min(n, self.n_hyponyms))
         return [(p, _text(self.hyponyms[j])) for p, j in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
-# %% ../nbs/40_cse.ipynb #b6954e46
+# %% ../nbs/40_cse.ipynb #2fc8ab44
 @dataclass(frozen=True)
 class CSE:
     "CLIP Synset Entropy of a set of images: per class and over all"
@@ -707,6 +707,10 @@ class CSE:
     def per_class(self) -> dict:
         "class → CSE_i"
         return {c: e.entropy for c, e in self.classes.items()}
+
+    def __iter__(self):
+        "For `per_class, mean = cse(…)`"
+        return iter((self.per_class, self.mean))
 
     def to_dict(self) -> dict:
         "Everything but the distributions, for JSON"
