@@ -18,7 +18,9 @@ setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "", long_description_content_type="text/markdown",
     classifiers=["Development Status :: 3 - Alpha", f"Intended Audience :: {cfg['audience']}", f"Natural Language :: {cfg['language']}",
                  "Programming Language :: Python :: 3"],
-    packages=find_packages(str(here), include=["hydramix_nb", "hydramix_nb.*"]), package_data={"hydramix_nb": ["*.csv"]}, python_requires=">=" + cfg["min_python"],
+    # the notebooks that sweeps execute travel with the package
+    packages=find_packages(str(here), include=["hydramix_nb", "hydramix_nb.*"]) + ["hydramix_nb.experiments"], package_dir={"hydramix_nb.experiments": "nbs/experiments"},
+    package_data={"hydramix_nb": ["*.csv"], "hydramix_nb.experiments": ["*.ipynb"]}, python_requires=">=" + cfg["min_python"],
     install_requires=split(cfg["requirements"]), extras_require=extras,
     entry_points={"console_scripts": [line for line in cfg["console_scripts"].splitlines() if line.strip()],
                   "nbdev": [f"{cfg['lib_path']}=hydramix_nb._modidx:d"]},

@@ -154,7 +154,7 @@ def compare(
     if cells.empty: cells = cells.astype(dict(mean=float, paper_mean=float))
     return cells.assign(difference=cells["mean"] - cells.paper_mean)
 
-# %% ../nbs/62_report.ipynb #3cf72e38
+# %% ../nbs/62_report.ipynb #3167aa24
 @dataclass(repr=False)
 class Table:
     "Texts in rows and columns; ranks 1 and 2 are marked"
@@ -231,7 +231,7 @@ def table(
         for method, value in keys:
             line = [next((r for r in block.itertuples() if r.method == method and r.samples_per_class == c and (not varied or getattr(r, varied) == value)), None) for c in columns]
             grid.append(line)
-            texts = [[plus_minus(r.mean, r.std, r.n), plus_minus(r.paper_mean, r.paper_std), "–" if math.isnan(r.difference) else f"{r.difference:+.2f}"] if r else ["–"]*3 for r in line]
+            texts = [[plus_minus(r.mean, r.std, r.n), plus_minus(r.paper_mean, r.paper_std), "–" if math.isnan(r.difference) else f"{r.difference:+.2f}".replace("-", "−")] if r else ["–"]*3 for r in line]
             body.append([data, method + (LABELS[varied](value) if varied else ""), *(t for cell in texts for t in cell)])
         for c in range(len(columns)):
             for offset, name in ((0, "mean"), (1, "paper_mean")):

@@ -416,7 +416,7 @@ def duration(
     if seconds < 90: return f"{seconds:.0f} s"
     return f"{seconds/60:.0f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
 
-# %% ../nbs/60_runs.ipynb #c5163a92
+# %% ../nbs/60_runs.ipynb #ca540e38
 def here(tasks):
     "Do tasks one after the other; each in a thread, so that Ctrl-C arrives here and not inside papermill"
     waiting = list(tasks)
@@ -462,7 +462,7 @@ def dask_client(workers, scheduler):
     threads = str(max(1, CPU_COUNT//n))
     def worker(i): return dict(cls=distributed.Nanny, options=dict(nthreads=1, memory_limit=0, silence_logs=logging.CRITICAL,
         env=dict(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads), MKL_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)) | (dict(CUDA_VISIBLE_DEVICES=gpu_name(i % gpus)) if gpus else {})))
-    local = dict(cls=distributed.Scheduler, options=dict(host="127.0.0.1", port=0, dashboard=False, dashboard_address=None))
+    local = dict(cls=distributed.Scheduler, options=dict(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0"))
     with dask.config.set({"distributed.scheduler.allowed-failures": 10, "distributed.worker.daemon": True, "distributed.nanny.pre-spawn-environ": {}, "distributed.admin.log-format": "%(message)s"}):
         with distributed.SpecCluster({i: worker(i) for i in range(n)}, local, silence_logs=logging.CRITICAL) as cluster, distributed.Client(cluster) as client: yield client
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hydramix_nb import report, runs
+
 pd = pytest.importorskip("pandas")
 pytest.importorskip("papermill")
-
-from hydramix_nb import report, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = dict(auto_augment="none", n_images=4, p_gen=0.5, image_size=0, segment_noise=0.0, generator_dataset="", size=0, profile="small", generator_settings={}, classifier_settings={})

@@ -13,11 +13,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-for package in ("papermill", "distributed", "psutil", "pandas"): pytest.importorskip(package)
-
-import psutil
-
 from hydramix_nb import runs
+
+for package in ("papermill", "distributed", "pandas"): pytest.importorskip(package)
+psutil = pytest.importorskip("psutil")
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = 'time.sleep(seconds)\nvalue = x ** 2'
@@ -41,7 +40,7 @@ def begun(folder):
     except FileNotFoundError: return []
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "waited in vain"
@@ -53,7 +52,7 @@ def started(folder, xs, workers=0, seconds=0.):
     code = ("import sys, json\nfrom hydramix_nb import runs\nif __name__ == '__main__':\n"
             f"    tasks = runs.plan({str(folder/'toy.ipynb')!r}, [dict(x=x, seconds={seconds}) for x in {list(xs)}], {str(folder/'runs')!r})\n"
             f"    outcomes = runs.sweep(tasks, workers={workers}, progress=False)\n    print(json.dumps([o.state for o in outcomes]))\n")
-    script = folder/"sweep.py"
+    script = folder/f"sweep{len(list(folder.glob('sweep*.py')))}.py"
     script.write_text(code)
     return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=folder)
 
@@ -135,7 +134,7 @@ def test_ctrl_c_leaves_nothing_broken(tmp_path):
     first.send_signal(signal.SIGINT)
     first.wait(60)
     assert first.returncode != 0
-    wait_for(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for _, pid in begun(tmp_path)), 20)
+    wait_for(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for _, pid in begun(tmp_path)), 60)
     assert not list((tmp_path/"runs").rglob("result.json")) and not list((tmp_path/"runs").rglob("error.json"))
     toy(tmp_path, "value = x ** 2")
     second = started(tmp_path, [1, 2, 3])
@@ -165,7 +164,7 @@ def test_a_worker_killed_in_the_middle_loses_only_its_run(tmp_path):
     worker = kernel.parent()
     assert worker.pid != sweep.pid
     worker.kill()
-    assert json.loads(sweep.communicate(timeout=300)[0]) == ["done"]*4
+    assert json.loads(sweep.communicate(timeout=1200)[0]) == ["done"]*4
     assert table(tmp_path) == [0., 1., 4., 9.]
     counts = [sum(x == n for x, _ in begun(tmp_path)) for n in range(4)]
     assert sorted(counts) == [1, 1, 1, 2], f"executions of each run: {counts}"
@@ -174,7 +173,7 @@ def test_a_worker_killed_in_the_middle_loses_only_its_run(tmp_path):
 def test_two_sweeps_at_once_do_each_run_once(tmp_path):
     toy(tmp_path, "time.sleep(.3)\nvalue = x ** 2")
     both = [started(tmp_path, range(4)), started(tmp_path, range(4), workers=2)]
-    assert [json.loads(p.communicate(timeout=300)[0]) for p in both] == [["done"]*4]*2
+    assert [json.loads(p.communicate(timeout=1200)[0]) for p in both] == [["done"]*4]*2
     assert sorted(x for x, _ in begun(tmp_path)) == [0., 1., 2., 3.]
 
 
