@@ -40,7 +40,7 @@ def reported(
     frame = frame.drop(columns="setting")
     return frame if table is None else frame[frame.table == str(table)].reset_index(drop=True)
 
-# %% ../nbs/62_report.ipynb #e5e10a61
+# %% ../nbs/62_report.ipynb #ac87f214
 PARAMETERS = ["dataset", "samples_per_class", "method", "auto_augment", "n_images", "p_gen", "image_size", "segment_noise", "generator_dataset", "size", "seed", "profile",
               "generator_settings", "classifier_settings"]
 FOUND = ["accuracy", "top5", "data", "generator_data", "test_images", "classes", "side", "generator_size", "views", "seconds", "generator_seconds", "device", "version", "commit", "code", "torch", "finished"]
@@ -48,6 +48,7 @@ COLUMNS = ["id", *PARAMETERS, *FOUND]
 KINDS = dict(samples_per_class=int, n_images=int, p_gen=float, image_size=int, segment_noise=float, size=int, seed=int, accuracy=float, top5=float, test_images=int,
              classes=int, side=int, generator_size=int, views=int, seconds=float, generator_seconds=float)
 
+# %% ../nbs/62_report.ipynb #c35b2390
 def row(
     id,     # of the run
     result, # what its result.json says
@@ -56,6 +57,7 @@ def row(
     p = {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in result["parameters"].items()}
     return dict(id=id) | {k: p[k] for k in PARAMETERS} | {k: result.get(k, "") for k in FOUND}
 
+# %% ../nbs/62_report.ipynb #78aa7e70
 def read_table(
     path, # csv written by `collect`
 ) -> dict: # id → row
@@ -73,6 +75,7 @@ def results_path():
     here = Path(hydramix_nb.__file__).resolve().parent.parent
     return next((p for p in (Path("results/results.csv"), here/"results/results.csv") if p.is_file()), None)
 
+# %% ../nbs/62_report.ipynb #d51aa1f2
 def measured(
     out="runs",   # folder of all runs
     results=None, # csv with more of them; None: the one of this checkout; "": none
@@ -84,6 +87,7 @@ def measured(
     for file in sorted((Path(out)/"classify").glob("*/result.json")): rows[file.parent.name] = row(file.parent.name, runs.read_json(file))
     return pd.DataFrame(list(rows.values()), columns=COLUMNS)
 
+# %% ../nbs/62_report.ipynb #e38c43d1
 def collect(
     out="runs", # folder of all runs
     path="results/results.csv", # table to add them to
@@ -102,7 +106,7 @@ def collect(
     os.replace(partial, path)
     return len(rows)
 
-# %% ../nbs/62_report.ipynb #b0fa702b
+# %% ../nbs/62_report.ipynb #685a0119
 COUNTERPART = {"ciFAIR-10": "ciFAIR-10", "CIFAR-10 without near-duplicates": "ciFAIR-10", "CIFAR-10": "ciFAIR-10", "ciFAIR-100": "ciFAIR-100", "CIFAR-100": "ciFAIR-100",
                "CIFAR-100 without near-duplicates": "ciFAIR-100", "STL-10": "STL-10", "Imagenette": "STL-10", "ImageNet": "ImageNet", "Tiny ImageNet": "ImageNet"}
 VARIES = dict(table_2="auto_augment", table_7="n_images", table_9="generator_data", figure_5="p_gen", figure_6="generator_size", figure_8="segment_noise")
@@ -122,6 +126,7 @@ def belongs(frame, experiment):
     if varied and experiment != "table_2" and experiment != "figure_5": frame = frame[frame.method.isin(methods)]
     return frame
 
+# %% ../nbs/62_report.ipynb #c969109e
 def compare(
     experiment, # "table_1", "figure_5", …
     results,    # DataFrame from `measured`
@@ -154,7 +159,7 @@ def compare(
     if cells.empty: cells = cells.astype(dict(mean=float, paper_mean=float))
     return cells.assign(difference=cells["mean"] - cells.paper_mean)
 
-# %% ../nbs/62_report.ipynb #3167aa24
+# %% ../nbs/62_report.ipynb #4f3fcbaf
 @dataclass(repr=False)
 class Table:
     "Texts in rows and columns; ranks 1 and 2 are marked"
@@ -200,6 +205,7 @@ class Table:
         path = Path(path)
         for suffix, text in ((".md", self.markdown()), (".tex", self.latex())): runs.write_text(path.with_name(path.name + suffix), text + "\n")
 
+# %% ../nbs/62_report.ipynb #45bfbc54
 def plus_minus(mean, std, n=None):
     "25.60 ± 1.20, and (3) for three seeds"
     if mean is None or math.isnan(mean): return "–"
@@ -210,6 +216,7 @@ def rank_of(values):
     there = sorted({round(v, 2) for v in values if not math.isnan(v)}, reverse=True)
     return {} if len(there) < 2 else {i: there.index(round(v, 2)) + 1 for i, v in enumerate(values) if not math.isnan(v) and there.index(round(v, 2)) < 2}
 
+# %% ../nbs/62_report.ipynb #3e2dba26
 LABELS = dict(auto_augment=lambda v: dict(none="", AutoAugment=" + AutoAugment", TrivialAugment=" + TrivialAugment")[v], n_images=lambda v: f", N = {v}", p_gen=lambda v: f", p_gen = {v:g}",
               generator_data=lambda v: f", generator of {v}", generator_size=lambda v: f", generator at {v}×{v}", segment_noise=lambda v: f", noise {v:g}")
 
@@ -258,16 +265,18 @@ def missing(
     command = " ".join([f"hydramix_sweep {experiment}", *(f"--{k} '{text(v)}'" if " " in text(v) else f"--{k} {text(v)}" for k, v in options.items() if v not in (None, [], ""))])
     return f"{len(left)} of {len(wanted)} runs have not finished. This does them:\n\n    {command}"
 
-# %% ../nbs/62_report.ipynb #58bcd672
+# %% ../nbs/62_report.ipynb #08aff71b
 INK = dict(zip(["HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid", "MixUp", "Baseline", "NMix", "SegMix", "GridMix"],
                ["#D55E00", "#0072B2", "#56B4E9", "#009E73", "#000000", "#CC79A7", "#E69F00", "#8C6D31"], strict=True))
 GREY = "#999999"
 
+# %% ../nbs/62_report.ipynb #cc24aa12
 def figure_style():
     "Settings of matplotlib with which figures are legible at the width of a column"
     return {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80,
             "savefig.dpi": 300, "lines.linewidth": 1.3, "pdf.fonttype": 42}
 
+# %% ../nbs/62_report.ipynb #4248ef1d
 def spread(ys, gap):
     "Move label positions apart until neighbours are `gap` from each other, as little as possible"
     order, ys = sorted(range(len(ys)), key=lambda i: ys[i]), list(ys)
@@ -276,6 +285,7 @@ def spread(ys, gap):
             if (push := gap - (ys[b] - ys[a])) > 1e-9: ys[a], ys[b] = ys[a] - push/2, ys[b] + push/2
     return ys
 
+# %% ../nbs/62_report.ipynb #69987fa5
 def curves(
     cells,     # DataFrame from `compare`
     x,         # column on the horizontal axis
@@ -313,6 +323,7 @@ def curves(
                     ax.annotate(name, (right, y), (5, 0), textcoords="offset points", color=color, fontsize=6.5, va="center", annotation_clip=False)
     return fig
 
+# %% ../nbs/62_report.ipynb #dfa5fd23
 def bars(
     cells, # DataFrame from `compare`
     pairs=(("GridMix", "ChimeraMix+Grid"), ("SegMix", "ChimeraMix+Seg"), ("NMix", "HydraMix")), # without and with a generator
@@ -335,6 +346,7 @@ def bars(
         ax.text(1, 1.02, "white: pixels, filled: generator, diamond: paper", transform=ax.transAxes, ha="right", fontsize=6)
     return fig
 
+# %% ../nbs/62_report.ipynb #c6408d6b
 def save_figure(
     fig,  # from `curves` or `bars`
     path, # without suffix
@@ -347,7 +359,7 @@ def save_figure(
         fig.savefig(partial, bbox_inches="tight", metadata={"CreationDate": None} if suffix == "pdf" else None)
         os.replace(partial, path.with_name(f"{path.name}.{suffix}"))
 
-# %% ../nbs/62_report.ipynb #3b5b9d5b
+# %% ../nbs/62_report.ipynb #5af523d1
 def listed(
     value, # a list, one value, or a text with commas, as `papermill -p` gives it
     kind=str, # of the entries
@@ -368,6 +380,7 @@ def engine_options(
     if "://" in engine: return dict(scheduler=engine)
     raise ValueError(f"engine {engine!r}: report, local, a number of workers, gpu, or the address of a Dask scheduler (tcp://…)")
 
+# %% ../nbs/62_report.ipynb #5e08701e
 def experiment(
     name,        # "table_1", "figure_5", …
     *, profile="small", datasets=(), samples_per_class=(), methods=(), seeds=(), # empty: all that were measured, or, where runs are to be done, the paper's

@@ -41,7 +41,7 @@ from tqdm import tqdm
 import hydramix_nb
 from . import __version__
 
-# %% ../nbs/60_runs.ipynb #c9e17391
+# %% ../nbs/60_runs.ipynb #ef9066a3
 def extra(name):
     "Import a module of the extra `runs`, or say which extra is missing"
     import importlib
@@ -64,6 +64,7 @@ def inspect(
     if not known: raise ValueError(f"{path.name} has no cell tagged `parameters`: papermill would ignore what it is given")
     return known
 
+# %% ../nbs/60_runs.ipynb #59333c35
 def typed(
     name:str,  # parameter
     value,     # what was given
@@ -75,6 +76,7 @@ def typed(
         raise TypeError(f"parameter {name} is {kind}, got {type(value).__name__} {value!r}")
     return value
 
+# %% ../nbs/60_runs.ipynb #c04010f3
 def complete(
     notebook,        # path of a notebook
     parameters:dict, # what the run sets
@@ -87,8 +89,8 @@ def complete(
         raise ValueError(f"{Path(notebook).name} has no parameter {name!r}" + (f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"))
     return {name: typed(name, parameters.get(name, default), kind) for name, (kind, default, _) in known.items()}
 
-# %% ../nbs/60_runs.ipynb #3d1996bf
-PLACES = ("out", "result", "generators", "data_root", "device")
+# %% ../nbs/60_runs.ipynb #e83a5bc6
+PLACES = ("out", "result", "weights", "generators", "data_root", "device")
 
 def run_id(
     parameters:dict, # every parameter of a run
@@ -168,7 +170,7 @@ class Lock:
     def __enter__(self): self.acquire(); return self
     def __exit__(self, *_): self.release()
 
-# %% ../nbs/60_runs.ipynb #8e80c324
+# %% ../nbs/60_runs.ipynb #521854d1
 KERNELS = set() # managers of the kernels that run now
 STOP = threading.Event() # set when the sweep is being broken off: what fails now has not failed
 
@@ -190,6 +192,7 @@ def kernel_manager():
             KERNELS.discard(self)
     return SocketKernelManager
 
+# %% ../nbs/60_runs.ipynb #e0d2542f
 def kill_kernels():
     "End the kernels of this process at once"
     for manager in list(KERNELS):
@@ -197,6 +200,7 @@ def kill_kernels():
         if process and process.poll() is None: process.kill()
         shutil.rmtree(manager.folder, ignore_errors=True)
 
+# %% ../nbs/60_runs.ipynb #a9917f7f
 def execute(
     notebook:str,    # the notebook itself, as JSON
     output,          # where the executed notebook goes, in whatever state it ends
@@ -212,7 +216,7 @@ def execute(
     finally:
         if partial.exists(): os.replace(partial, output)
 
-# %% ../nbs/60_runs.ipynb #87de71ce
+# %% ../nbs/60_runs.ipynb #a30665d3
 @functools.cache
 def code_digest(
 ) -> str: # 12 hex digits
@@ -221,6 +225,7 @@ def code_digest(
     for path in sorted(Path(hydramix_nb.__file__).parent.glob("*.py")): h.update(path.name.encode() + path.read_bytes())
     return h.hexdigest()[:12]
 
+# %% ../nbs/60_runs.ipynb #719ee210
 @functools.cache
 def commit(
 ) -> str: # 12 hex digits, or "" outside a git checkout
@@ -229,6 +234,7 @@ def commit(
     if not (here.parent/".git").exists() or not shutil.which("git"): return ""
     return subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True).stdout.strip()
 
+# %% ../nbs/60_runs.ipynb #804507e9
 @dataclass
 class Task:
     "One run on its way to whoever does it"
@@ -248,6 +254,7 @@ class Task:
     @property
     def folder(self): return Path(self.out)/self.experiment/self.id
 
+# %% ../nbs/60_runs.ipynb #a9d4d1bc
 @dataclass
 class Outcome:
     "What came of a task"
@@ -260,6 +267,7 @@ class Outcome:
     new:bool = False  # done or failed just now
     files:dict = field(default_factory=dict) # small files of the run, for a machine that does not share the folder
 
+# %% ../nbs/60_runs.ipynb #b130ef67
 def state_of(task):
     "What the folder says: done, failed, or None where nothing has come of it yet"
     common = dict(id=task.id, parameters=task.parameters, folder=str(task.folder))
@@ -268,7 +276,7 @@ def state_of(task):
     error = read_json(task.folder/"error.json")
     if error and (task.retry is None or error["time"] >= task.retry): return Outcome(state="failed", error=error["error"], **common)
 
-# %% ../nbs/60_runs.ipynb #c1142eda
+# %% ../nbs/60_runs.ipynb #b16c919c
 def perform(
     task:Task, # what to do
 ) -> Outcome: # done, failed, or busy
@@ -281,6 +289,7 @@ def perform(
     try: return state_of(task) or attempt(task)
     finally: lock.release()
 
+# %% ../nbs/60_runs.ipynb #6a5a134e
 def attempt(task):
     "Execute a run's notebook and write down what came of it"
     folder, executed, pending = task.folder, task.folder/f"{task.experiment}.ipynb", task.folder/"pending.json"
@@ -309,7 +318,7 @@ def attempt(task):
     if error is None: return Outcome(state="done", result=json.loads(files["result.json"]), files=files, **common)
     return Outcome(state="failed", error=last, files=files, **common)
 
-# %% ../nbs/60_runs.ipynb #a6ad6618
+# %% ../nbs/60_runs.ipynb #3588d42f
 def shared_generator(
     train,       # ImageSet with the few images
     config,      # gan.Config
@@ -331,6 +340,7 @@ def shared_generator(
                 (place/"checkpoint.safetensors").unlink(missing_ok=True)
     return gan.load(file, train.device), spent
 
+# %% ../nbs/60_runs.ipynb #6499a93c
 def device_name(
     device, # "cpu", "cuda", torch.device
 ) -> str: # the kind of machine that times can be compared on
@@ -343,7 +353,7 @@ def device_name(
         if names: return names[0]
     return platform.processor() or platform.machine()
 
-# %% ../nbs/60_runs.ipynb #58ef20fc
+# %% ../nbs/60_runs.ipynb #5b0da636
 def find_notebook(
     name, # of an experiment notebook, or a path
 ) -> Path:
@@ -354,6 +364,7 @@ def find_notebook(
         if (folder/f"{name}.ipynb").is_file(): return folder/f"{name}.ipynb"
     raise FileNotFoundError(f"there is no notebook {name}.ipynb in nbs/experiments: start in the checkout, or give its path")
 
+# %% ../nbs/60_runs.ipynb #13548dff
 def plan(
     notebook,     # path or name of the notebook that is one run
     runs,         # a dict of parameters for each run; those left out are the notebook's defaults
@@ -372,7 +383,7 @@ def plan(
             text, device, root and str(Path(root).expanduser().resolve()), str(Path.cwd()), retry=time.time() if retry else None, places=tuple(k for k in PLACES if k in parameters)))
     return list(tasks.values())
 
-# %% ../nbs/60_runs.ipynb #63e4db1a
+# %% ../nbs/60_runs.ipynb #b61428db
 LIKE = ("profile", "dataset", "samples_per_class", "method", "auto_augment")
 
 def results_in(
@@ -388,6 +399,7 @@ def mean_seconds(wanted, measured, name):
         times = [r[name] for r in measured if r.get(name) and all(r["parameters"].get(k) == wanted.get(k) for k in names)]
         if times: return sum(times)/len(times)
 
+# %% ../nbs/60_runs.ipynb #2322688a
 def generator_key(p):
     "What tells the generators of two runs apart; None for a run without one"
     from hydramix_nb.baselines import GENERATORS
@@ -395,6 +407,7 @@ def generator_key(p):
     return json.dumps([p["profile"], p["generator_dataset"] or p["dataset"], p["samples_per_class"], p["seed"], GENERATORS[p["method"]], p["n_images"],
                        p["image_size"], p["segment_noise"], p["size"], p["generator_settings"]], sort_keys=True, default=str)
 
+# %% ../nbs/60_runs.ipynb #3b4fed34
 def estimate(
     tasks,    # runs to do
     measured, # results of finished runs
@@ -408,6 +421,7 @@ def estimate(
     missing = {generator_key(t.parameters): t.parameters for t in tasks if "method" in t.parameters}
     return sum(seconds) + sum(mean_seconds(p, measured, "generator_seconds") or 0 for key, p in missing.items() if key and key not in there)
 
+# %% ../nbs/60_runs.ipynb #7ad07b14
 def duration(
     seconds, # float or None
 ) -> str:
@@ -416,7 +430,7 @@ def duration(
     if seconds < 90: return f"{seconds:.0f} s"
     return f"{seconds/60:.0f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
 
-# %% ../nbs/60_runs.ipynb #ca540e38
+# %% ../nbs/60_runs.ipynb #2b592ac2
 def here(tasks):
     "Do tasks one after the other; each in a thread, so that Ctrl-C arrives here and not inside papermill"
     waiting = list(tasks)
@@ -445,6 +459,7 @@ def _caught(task):
     try: return perform(task), None
     except BaseException as e: return None, e
 
+# %% ../nbs/60_runs.ipynb #c8c52f43
 @contextlib.contextmanager
 def dask_client(workers, scheduler):
     "A client of the scheduler at an address, or of a cluster on this machine that lasts as long as the block"
@@ -466,6 +481,7 @@ def dask_client(workers, scheduler):
     with dask.config.set({"distributed.scheduler.allowed-failures": 10, "distributed.worker.daemon": True, "distributed.nanny.pre-spawn-environ": {}, "distributed.admin.log-format": "%(message)s"}):
         with distributed.SpecCluster({i: worker(i) for i in range(n)}, local, silence_logs=logging.CRITICAL) as cluster, distributed.Client(cluster) as client: yield client
 
+# %% ../nbs/60_runs.ipynb #2a20186d
 def gpu_count():
     "GPUs that this process may use, without starting CUDA in it"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -478,6 +494,7 @@ def gpu_name(i):
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[i].strip() if visible else str(i)
 
+# %% ../nbs/60_runs.ipynb #6d1527a5
 def on_dask(tasks, client, resources=None):
     "Do tasks on the workers of a Dask cluster; a worker that dies loses its run to another"
     from distributed import KilledWorker, as_completed
@@ -504,7 +521,7 @@ def write_text(path, text):
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
-# %% ../nbs/60_runs.ipynb #2f222a0b
+# %% ../nbs/60_runs.ipynb #31bde349
 def sweep(
     tasks,         # from `plan`
     *, workers=0,  # 0: in this process; n: a Dask cluster of n processes on this machine; "gpu": one for each GPU
@@ -523,6 +540,7 @@ def sweep(
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="runs", disable=not progress, bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"))
         client = stack.enter_context(dask_client(n if workers != "gpu" else "gpu", scheduler)) if workers or scheduler else None
+        if scheduler and not client.scheduler_info()["workers"]: tqdm.write(f"{scheduler} has no workers yet; the runs wait for them", file=sys.stderr)
         for outcome in (on_dask(left.values(), client, resources) if client else here(left.values())):
             if outcome.state == "busy": continue
             outcomes[outcome.id] = outcome
@@ -536,6 +554,7 @@ def sweep(
             bar.update()
     return list(outcomes.values())
 
+# %% ../nbs/60_runs.ipynb #37b81cdc
 def check_folder(out):
     "An error before the work if nothing can be written"
     out.mkdir(parents=True, exist_ok=True)
@@ -547,7 +566,7 @@ def describe(outcome):
     shown = ", ".join(f"{k}={p[k]}" for k in (*LIKE, "seed") if k in p) or ", ".join(f"{k}={v}" for k, v in p.items())
     return f"{shown}: {outcome.error.splitlines()[0] if outcome.error else '?'} ({outcome.folder})"
 
-# %% ../nbs/60_runs.ipynb #9c2a7d6c
+# %% ../nbs/60_runs.ipynb #e0b8e327
 TABLE_1 = ["Baseline", "Cutout", "Random Erasing", "Cosine", "MixUp", "MixUpN", "Scattering", "GLICO", "SuperMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]
 TABLE_6 = ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]
 PAPER = ["cifair10", "stl10", "cifair100"]
@@ -565,6 +584,7 @@ EXPERIMENTS = dict(
     figure_6=dict(dataset=["cifair10", "cifair100"], samples_per_class=[5], method=["HydraMix"], image_size=[32, 48, 64, 96]),
     figure_8=dict(dataset=["stl10"], samples_per_class=[5], method=["HydraMix"], segment_noise=[0., 0.25, 0.5, 0.75, 1.]))
 
+# %% ../nbs/60_runs.ipynb #3fb5b764
 SIZES = {"photos": 32, "cifar10": 32, "cifar100": 32, "cifair10": 32, "cifair100": 32, "npz:cifar10": 32, "npz:cifar100": 32, "stl10": 96}
 
 def one_of(value, known, what):
@@ -573,6 +593,7 @@ def one_of(value, known, what):
     close = difflib.get_close_matches(str(value), [str(k) for k in known], 1)
     raise ValueError(f"{what} {value!r}" + (f": did you mean {close[0]!r}?" if close else f": one of {', '.join(map(str, known))}"))
 
+# %% ../nbs/60_runs.ipynb #f3e057f5
 def simplify(
     parameters:dict, # of a classification run, complete
 ) -> dict:
@@ -600,6 +621,7 @@ def simplify(
     if size and p["image_size"] == gan.profile(p["profile"], size, **p["generator_settings"]).image_size: p |= dict(image_size=0)
     return p
 
+# %% ../nbs/60_runs.ipynb #6921da19
 def grid(
     experiment,     # one of EXPERIMENTS
     *, profile="small", # paper, small or tiny
@@ -624,7 +646,7 @@ def grid(
         runs[run_id(run)] = run
     return list(runs.values())
 
-# %% ../nbs/60_runs.ipynb #7cac541f
+# %% ../nbs/60_runs.ipynb #8caa924a
 def summary(
     tasks,     # from `plan`
     workers=1, # how many runs go on at the same time
@@ -645,6 +667,7 @@ def summary(
         else: lines.append(f"cost: about {duration(seconds)} of computing{where}" + (f", {duration(seconds/workers)} with {workers} at a time" if workers > 1 else "") + f" (from {len(measured)} finished runs)")
     return "\n".join(lines)
 
+# %% ../nbs/60_runs.ipynb #e69bf28e
 def values(text, kind):
     "A comma-separated option as a list of the parameter's type"
     if kind == "dict": return ast.literal_eval(text)
@@ -652,6 +675,7 @@ def values(text, kind):
     try: return [read(v.strip()) for v in text.split(",") if v.strip()]
     except (ValueError, KeyError) as e: raise ValueError(f"{text!r}: a list of {kind} with commas is needed") from e
 
+# %% ../nbs/60_runs.ipynb #0ec702dd
 def parser(known):
     "The options of `hydramix_sweep`; `known` are the parameters of the notebook"
     p = argparse.ArgumentParser("hydramix_sweep", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -679,6 +703,7 @@ def parser(known):
     option("dry_run", action="store_true", help="say what there is to do and what it will cost, and stop")
     return p
 
+# %% ../nbs/60_runs.ipynb #71041bdf
 def main(
     arguments=None, # list of str; None: the command line
 ) -> int: # exit status
@@ -692,6 +717,7 @@ def main(
         listed = lambda name: None if a[name] is None else values(a[name], "str")
         runs = grid(a["experiment"], profile=a["profile"], datasets=listed("datasets"), methods=listed("methods"), seeds=values(a["seeds"], "int"), **axes)
         workers = a["workers"] if a["workers"] == "gpu" else int(a["workers"])
+        if a["resources"] and not a["scheduler"]: raise ValueError("resources are what workers of a scheduler offer: give its address with --scheduler")
         if workers != "gpu" and workers < 0: raise ValueError(f"workers={workers}: 0 or more, or gpu")
         resources = {k: float(v) for k, v in (part.split("=") for part in a["resources"].split(","))} if a["resources"] else None
         tasks = plan("classify", runs, a["out"], device=a["device"], data_root=a["data_root"], retry=a["retry"])

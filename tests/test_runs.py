@@ -127,12 +127,13 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
 
 # interruptions
 
-def test_ctrl_c_leaves_nothing_broken(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_leaves_nothing_broken(tmp_path, workers):
     toy(tmp_path)
-    first = started(tmp_path, [1, 2, 3], seconds=60.)
+    first = started(tmp_path, [1, 2, 3], workers, seconds=600.)
     wait_for(lambda: begun(tmp_path))
     first.send_signal(signal.SIGINT)
-    first.wait(60)
+    first.wait(300)
     assert first.returncode != 0
     wait_for(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for _, pid in begun(tmp_path)), 60)
     assert not list((tmp_path/"runs").rglob("result.json")) and not list((tmp_path/"runs").rglob("error.json"))
