@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIXINGS', 'PROFILES', 'CHECKPOINT', 'Config', 'profile', 'resize', 'label_maps', 'draw', 'mixing_mask',
-           'generator_loss', 'discriminator_loss', 'epoch_steps', 'Training', 'compositions', 'whole', 'write_png',
+           'compositions', 'generator_loss', 'discriminator_loss', 'epoch_steps', 'Training', 'whole', 'write_png',
            'write_tensors', 'read_header', 'read_tensors', 'Trained', 'weights_path', 'load', 'check', 'settings_text',
            'checkpoint_header', 'differences', 'Log', 'tensorboard', 'interrupts', 'fit', 'finished']
 
@@ -85,7 +85,7 @@ class Config:
 
 MIXINGS = ("hydra", "segments", "grid")
 
-# %% ../nbs/26_gan.ipynb #cb8009e4
+# %% ../nbs/26_gan.ipynb #a3d8c09c
 def profile(
     name:str="paper",   # "paper", "small" (minutes on two cores) or "tiny" (seconds; its images mean nothing)
     size:int=32,        # side of the data's images in pixels: up to 64 the paper's ciFAIR column, above its STL-10 column
@@ -98,7 +98,7 @@ def profile(
 
 PROFILES = dict(
     paper={},
-    small=dict(features=16, discriminator_features=16, batch_size=8, lr=1e-3, steps=400),
+    small=dict(features=16, discriminator_features=16, batch_size=2, lr=1e-3, steps=1200),
     tiny=dict(features=4, discriminator_features=4, image_size=32, segment_scale=60, min_size=60, batch_size=4, lr=1e-3, steps=4))
 
 # %% ../nbs/26_gan.ipynb #fd8965ec
@@ -151,6 +151,18 @@ def mixing_mask(
     if config.mixing == "hydra": return hydra_mask(segments, n_segments=n_segments)
     if config.mixing == "segments": return pair_mask(segments, n_segments=n_segments)
     return grid_mask(*segments.shape, cells=config.cells, device=segments.device)
+
+# %% ../nbs/26_gan.ipynb #6c59e508
+@torch.no_grad()
+def compositions(
+    generator:Generator, # Gen
+    images:torch.Tensor, # I [B,N,C,S,S] in −1…1
+    mask:torch.Tensor,   # M [B,N,h,w]
+) -> torch.Tensor: # [B,N+2,3,S,S] in −1…1
+    "Pictures in rows: the N images, the mask in its owners' colours, the composition. Other than three channels: the first, in grey"
+    owners = to_float(color_owners(mask_to_owners(F.interpolate(mask, size=images.shape[-2:]))))
+    rgb = lambda x: x if x.shape[-3] == 3 else x.narrow(-3, 0, 1).expand(*x.shape[:-3], 3, *x.shape[-2:])
+    return torch.cat([rgb(images), owners[:, None], rgb(generator(images, mask))[:, None]], 1)
 
 # %% ../nbs/26_gan.ipynb #ea67f930
 def generator_loss(
@@ -272,19 +284,7 @@ class Training:
                 state.setdefault(int(i), {})[name] = v
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
-# %% ../nbs/26_gan.ipynb #6c59e508
-@torch.no_grad()
-def compositions(
-    generator:Generator, # Gen
-    images:torch.Tensor, # I [B,N,C,S,S] in −1…1
-    mask:torch.Tensor,   # M [B,N,h,w]
-) -> torch.Tensor: # [B,N+2,3,S,S] in −1…1
-    "Pictures in rows: the N images, the mask in its owners' colours, the composition. Other than three channels: the first, in grey"
-    owners = to_float(color_owners(mask_to_owners(F.interpolate(mask, size=images.shape[-2:]))))
-    rgb = lambda x: x if x.shape[-3] == 3 else x.narrow(-3, 0, 1).expand(*x.shape[:-3], 3, *x.shape[-2:])
-    return torch.cat([rgb(images), owners[:, None], rgb(generator(images, mask))[:, None]], 1)
-
-# %% ../nbs/26_gan.ipynb #b15c0a06
+# %% ../nbs/26_gan.ipynb #5a84767b
 @contextmanager
 def whole(
     path:Path, # where the file is to appear
@@ -302,8 +302,8 @@ def write_png(
     image:torch.Tensor, # uint8 [1 or 3,H,W], on the CPU
 ):
     "A PNG that appears under its name only when whole"
-    from torchvision.io import encode_png
-    with whole(path) as partial: partial.write_bytes(encode_png(image.contiguous()).numpy().tobytes())
+    from PIL import Image
+    with whole(path) as partial: Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(partial, format="PNG")
 
 # %% ../nbs/26_gan.ipynb #29aa15ce
 def write_tensors(
