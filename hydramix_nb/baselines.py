@@ -218,7 +218,7 @@ def filtered(
     out = (parts @ wavelets / 4).permute(1, 2, 0).reshape(b, c, k * len(psi), side, side)
     return torch.fft.ifft2(out).abs()
 
-# %% ../nbs/34_baselines.ipynb #1bd42461
+# %% ../nbs/34_baselines.ipynb #1ce41a82
 class Scattering(nn.Module):
     "Parametric scattering network: learnable wavelets, modulus, average; then one linear layer (Gauthier et al. 2021)"
     def __init__(self,
@@ -241,7 +241,7 @@ class Scattering(nn.Module):
         channels = in_channels * (1 + scales * orientations + orientations**2)
         self.head = nn.Sequential(nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(channels * (size // 4)**2, n_classes))
 
-    def groups(self):
+    def parameter_groups(self):
         "Parameter groups for SGD: no weight decay on the wavelets, which would pull them towards frequency and width zero"
         return [dict(params=list(self.head.parameters())), dict(params=list(self.wavelets.parameters()), weight_decay=0.)]
 

@@ -131,7 +131,7 @@ PROFILES = dict(
     small=dict(network="wrn-10-2", dropout=0., batch_size=16, steps=3000, lr=0.02, weight_decay=5e-3),
     tiny=dict(network="wrn-10-1", dropout=0., batch_size=8, steps=4, evaluations=2))
 
-# %% ../nbs/32_classifier.ipynb #8e59d8f6
+# %% ../nbs/32_classifier.ipynb #69e6e1fd
 @dataclass
 class Method:
     "What a row of the paper's tables changes in the training of a classifier; without arguments it is the baseline"
@@ -139,7 +139,7 @@ class Method:
     p_gen:float|None = None    # share of generated batches; None: the mixer's own (1/2 for those of the paper)
     transform:object = None    # images float [B,C,H,W] in −1…1 → the same: every image the classifier sees, real or generated, before labels mix
     loss:object = F.cross_entropy # (outputs, targets) → scalar
-    network:object = None      # (in_channels, n_classes) → module, instead of Config.network; its `groups()`, if any, go to SGD
+    network:object = None      # (in_channels, n_classes) → module, instead of Config.network; its `parameter_groups()`, if any, go to SGD
 
     def __post_init__(self):
         if self.p_gen is not None and not 0 <= self.p_gen <= 1: raise ValueError(f"p_gen={self.p_gen}: from 0 to 1")
@@ -176,7 +176,7 @@ def evaluate(
     confusion = torch.bincount(test.labels * n + outputs.argmax(1), minlength=n * n).view(n, n)
     return *(100 * int(found.sum()) / len(test) for found in (ranked[:, 0], ranked.any(1))), confusion.cpu()
 
-# %% ../nbs/32_classifier.ipynb #cc55e6cb
+# %% ../nbs/32_classifier.ipynb #e63a0fc4
 class Training:
     "State of a training. One call of `step` is one SGD step"
     def __init__(self,
@@ -188,7 +188,7 @@ class Training:
         self.device, channels, classes = train.images.device, train.images.shape[1], len(train.classes)
         net = method.network(channels, classes) if method.network else network(config.network, channels, classes, config.dropout)
         self.model = net.to(self.device).train()
-        groups = net.groups() if hasattr(net, "groups") else net.parameters()
+        groups = net.parameter_groups() if hasattr(net, "parameter_groups") else net.parameters()
         self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         repeats = max(config.samples_per_epoch // max(len(train) // classes, 1), 1)
@@ -333,7 +333,7 @@ class Result:
     history:list        # one dict per evaluation: step, loss, accuracy, seconds
     config:Config       # the settings
 
-# %% ../nbs/32_classifier.ipynb #860a5f1b
+# %% ../nbs/32_classifier.ipynb #26dd26a5
 def fit(
     train:ImageSet,      # the few images; training runs on their device
     test:ImageSet,       # judged on, never learned from
@@ -366,4 +366,3 @@ def check(train, test):
     if list(train.classes) != list(test.classes): raise ValueError(f"the test set has other classes than the training set: {test.classes[:5]}… against {train.classes[:5]}…")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(f"test images are {tuple(test.images.shape[1:])}, training images {tuple(train.images.shape[1:])}: load both with the same size=…")
-    if len(train) == 0 or len(test) == 0: raise ValueError(f"{len(train)} training and {len(test)} test images: there must be one of each at least")

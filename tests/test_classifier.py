@@ -1,0 +1,236 @@
+"The classifier where it does not teach: interrupted runs, broken checkpoints, odd data, other networks and devices."
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hydramix_nb import gan
+from hydramix_nb.classifier import Log, Method, Training, describe, digest, evaluate, fit, network, predict, profile
+from hydramix_nb.data import ImageSet, load_images
+from hydramix_nb.mixing import MixUp
+
+
+def pictures(n=12, classes=3, size=16, channels=3, seed=0):
+    images = torch.randint(256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return ImageSet(images, torch.arange(n) % classes, [f"c{i}" for i in range(classes)])
+
+
+TRAIN, TEST = pictures(), pictures(9, seed=1)
+
+
+def tiny(**changes): return profile("tiny", 16, **{"steps": 10, "evaluations": 3, **changes})
+
+
+def state(result): return result.model.state_dict()
+
+
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(state(a).values(), state(b).values(), strict=True))
+
+
+class Noise:
+    "A mixer of somebody else's: no class of this library, no default for p_gen"
+    def augment(self, images, labels, p_gen):
+        return (torch.rand_like(images) * 2 - 1, labels) if torch.rand(()) < (p_gen or .5) else (images, labels)
+
+
+# the same seed, the same result
+
+@pytest.mark.parametrize("method", [None, Noise(), MixUp(TRAIN), Method(transform=lambda x: x + .1 * torch.randn_like(x))], ids=["baseline", "foreign", "MixUp", "transform"])
+def test_same_seed_same_weights_and_the_callers_random_numbers_untouched(method):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    a = fit(TRAIN, TEST, method, tiny(), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+    b = fit(TRAIN, TEST, method, tiny(), progress=False)
+    assert same(a, b) and a.accuracy == b.accuracy
+    assert not same(a, fit(TRAIN, TEST, method, tiny(seed=1), progress=False))
+
+
+@pytest.mark.parametrize("stop, changes", [(1, {}), (9, {}), (4, {"momentum": 0.}), (4, {"samples_per_epoch": 8}), (5, {"dropout": .3})], ids=str)
+def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, stop, changes):
+    config, call = tiny(**changes), Log.__call__
+    whole = fit(TRAIN, TEST, Noise(), config, progress=False)
+
+    def stopping(log, loss, bar):
+        log.minutes = 0 if log.t.done == stop else 1e9
+        call(log, loss, bar)
+        if log.t.done == stop: raise RuntimeError("power cut")
+    monkeypatch.setattr(Log, "__call__", stopping)
+    with pytest.raises(RuntimeError, match="power cut"): fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
+    monkeypatch.setattr(Log, "__call__", call)
+    resumed = fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
+    assert same(whole, resumed)
+    assert [(h["step"], h["loss"], h["accuracy"]) for h in whole.history] == [(h["step"], h["loss"], h["accuracy"]) for h in resumed.history]
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    seconds = [h["seconds"] for h in resumed.history]
+    assert seconds == sorted(seconds)
+
+
+def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path):
+    config = tiny(steps=30)
+    whole = fit(TRAIN, TEST, None, config, progress=False)
+
+    class Interrupting:
+        calls = 0
+        def augment(self, images, labels, p_gen):
+            Interrupting.calls += 1
+            if Interrupting.calls == 7: os.kill(os.getpid(), signal.SIGINT)
+            return images, labels
+    training = dict(test=TEST, method=Method(mixer=Interrupting()), config=config, folder=tmp_path, progress=False)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="after step 7"): fit(TRAIN, **training)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert gan.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "7"
+    assert same(whole, fit(TRAIN, **training))
+    assert Interrupting.calls == 30
+
+
+# checkpoints
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda p: p.write_bytes(p.read_bytes()[:200]), "cut short"),
+    (lambda p: p.write_bytes(b"not a checkpoint"), "cut short"),
+    (lambda p: save_file({"x": torch.zeros(1)}, p), "another origin"),
+    (lambda p: save_file({"x": torch.zeros(1)}, p, metadata={"kind": "generator"}), "holds a generator"),
+], ids=["short", "text", "foreign", "generator"])
+def test_damaged_checkpoints_are_refused_by_name(tmp_path, damage, message):
+    path = tmp_path / "checkpoint.safetensors"
+    fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
+    damage(path)
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match=message) as error: fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
+    assert str(path) in str(error.value)
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(config=tiny(lr=.1)), "lr 0.0046 there, 0.1 here"),
+    (dict(config=tiny(network="wrn-10-2")), "network 'wrn-10-1' there, 'wrn-10-2' here"),
+    (dict(method=Method(mixer=Noise())), "another method"),
+    (dict(method=Method(p_gen=.1)), "another method"),
+    (dict(train=pictures(seed=7)), "other images"),
+], ids=["lr", "network", "mixer", "p_gen", "images"])
+def test_checkpoints_of_another_training_are_refused(tmp_path, changes, message):
+    call = dict(train=TRAIN, test=TEST, method=Method(), config=tiny())
+    fit(**call, folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=message): fit(**{**call, **changes}, folder=tmp_path, progress=False)
+
+
+def test_a_method_is_described_down_to_its_weights():
+    a, b = network("wrn-10-1", 3, 3), network("wrn-10-1", 3, 3)
+    assert digest(a) != digest(b)
+    b.load_state_dict(a.state_dict())
+    assert describe(Method(mixer=MixUp(TRAIN))) == describe(Method(mixer=MixUp(TRAIN)))
+    assert describe(Method(mixer=MixUp(TRAIN))) != describe(Method(mixer=MixUp(TRAIN, alpha=2.)))
+    assert digest(a) == digest(b)
+    json.dumps(describe(Method(mixer=MixUp(TRAIN), transform=lambda x: x)))
+
+
+def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match="not finite at step"): fit(TRAIN, TEST, None, tiny(lr=1e25), progress=False)
+
+    class Poison:
+        calls = 0
+        def augment(self, images, labels, p_gen):
+            Poison.calls += 1
+            return images * (float("nan") if Poison.calls > 5 else 1), labels
+    with pytest.raises(FloatingPointError, match="step 6.*last good checkpoint"):
+        fit(TRAIN, TEST, Method(mixer=Poison()), tiny(), folder=tmp_path, checkpoint_minutes=0, progress=False)
+    assert gan.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "5"
+    assert all(v.isfinite().all() for v in load_file(tmp_path / "checkpoint.safetensors").values() if v.is_floating_point())
+
+
+# what a method sees
+
+def test_transforms_see_generated_images_and_mixup_mixes_transformed_ones():
+    seen = []
+    def mark(images):
+        seen.append(images.clone())
+        return torch.ones_like(images)
+
+    class Zeros:
+        def augment(self, images, labels, p_gen): return torch.zeros_like(images), labels
+    training = Training(TRAIN, Method(mixer=Zeros(), transform=mark), tiny())
+    images, _ = training.inputs(torch.arange(4))
+    assert (seen[-1] == 0).all() and (images == 1).all()
+    images, targets = Training(TRAIN, Method(mixer=MixUp(TRAIN), transform=mark), tiny()).inputs(torch.arange(4))
+    torch.testing.assert_close(images, torch.ones_like(images))
+    assert targets.shape == (4, 3)
+
+    class Labels(Zeros): mixes_labels = True
+    images, _ = Training(TRAIN, Method(mixer=Labels(), transform=mark), tiny()).inputs(torch.arange(4))
+    assert (images == 0).all()
+
+
+def test_p_gen_reaches_the_mixer():
+    class Note:
+        def augment(self, images, labels, p_gen): self.p_gen = p_gen; return images, labels
+    note = Note()
+    Training(TRAIN, Method(mixer=note, p_gen=.3), tiny()).inputs(torch.arange(4))
+    assert note.p_gen == .3
+
+
+# data and networks
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet18"])
+def test_any_number_of_channels(name, channels):
+    train, test = pictures(channels=channels, size=32), pictures(6, channels=channels, size=32, seed=1)
+    assert 0 <= fit(train, test, None, tiny(network=name, steps=2), progress=False).accuracy <= 100
+
+
+def test_unbalanced_classes_and_a_test_set_without_some():
+    train = ImageSet(TRAIN.images, torch.tensor([0] * 10 + [1, 2]), TRAIN.classes)
+    test = ImageSet(TEST.images[:4], torch.zeros(4, dtype=torch.long), TEST.classes)
+    result = fit(train, test, None, tiny(), progress=False)
+    assert result.confusion.sum().item() == 4 and result.top5 == 100
+
+
+@pytest.mark.parametrize("train, test, message", [
+    (ImageSet(TRAIN.images, torch.zeros(12, dtype=torch.long), ["c"]), TEST, "one class, 'c'"),
+    (TRAIN, ImageSet(TEST.images, TEST.labels, ["c0", "c2", "c1"]), "other classes"),
+    (TRAIN, pictures(9, size=24), "same size="),
+    (TRAIN, pictures(9, channels=1), "same size="),
+], ids=["one class", "order", "size", "channels"])
+def test_data_that_cannot_work_is_refused_before_anything_is_written(tmp_path, train, test, message):
+    with pytest.raises(ValueError, match=message): fit(train, test, None, tiny(), folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [dict(batch_size=0), dict(lr=0), dict(lr=float("nan")), dict(weight_decay=-1), dict(dropout=1.), dict(momentum=-.1), dict(steps=0), dict(evaluations=0), dict(widht=3)], ids=str)
+def test_settings_that_make_no_sense_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))): profile("tiny", **changes)
+
+
+def test_prediction_does_not_depend_on_how_it_is_split_and_leaves_the_mode():
+    net = network("wrn-10-1", 3, 3, .3).train()
+    torch.testing.assert_close(predict(net, TEST.images, 2), predict(net, TEST.images), rtol=1e-4, atol=1e-5)
+    assert net.training
+    top1, top5, confusion = evaluate(net, TEST)
+    assert top1 == 100 * confusion.diagonal().sum().item() / 9 and top5 == 100
+
+
+def test_the_test_set_changes_nothing_but_the_figures():
+    a = fit(TRAIN, TEST, None, tiny(evaluations=10), progress=False)
+    b = fit(TRAIN, pictures(5, seed=9), None, tiny(evaluations=1), progress=False)
+    assert same(a, b) and len(a.history) == 10 and len(b.history) == 1
+
+
+@pytest.mark.slow
+def test_it_learns():
+    train, test = load_images("photos").few_shot(20, 0), load_images("photos", "test")
+    result = fit(train, test[torch.arange(0, len(test), 4)], None, profile("small", network="wrn-10-1", steps=400, evaluations=1), progress=False)
+    assert result.accuracy > 60
+
+
+@pytest.mark.cuda
+def test_on_a_gpu(tmp_path):
+    train = TRAIN.to("cuda")
+    result = fit(train, TEST, MixUp(train), tiny(), folder=tmp_path, progress=False)
+    assert next(result.model.parameters()).is_cuda
+    again = fit(train, TEST, MixUp(train), tiny(), folder=tmp_path, progress=False)
+    assert same(result, again)
