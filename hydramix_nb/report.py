@@ -75,7 +75,7 @@ def results_path():
     here = Path(hydramix_nb.__file__).resolve().parent.parent
     return next((p for p in (Path("results/results.csv"), here/"results/results.csv") if p.is_file()), None)
 
-# %% ../nbs/62_report.ipynb #d51aa1f2
+# %% ../nbs/62_report.ipynb #a74af14e
 def measured(
     out="runs",   # folder of all runs
     results=None, # csv with more of them; None: the one of this checkout; "": none
@@ -85,7 +85,8 @@ def measured(
     path = results_path() if results is None else results
     rows = read_table(path) if path else {}
     for file in sorted((Path(out)/"classify").glob("*/result.json")): rows[file.parent.name] = row(file.parent.name, runs.read_json(file))
-    return pd.DataFrame(list(rows.values()), columns=COLUMNS)
+    frame = pd.DataFrame(list(rows.values()), columns=COLUMNS)
+    return frame.assign(**{k: pd.to_numeric(frame[k]) if len(frame) else frame[k].astype(kind) for k, kind in KINDS.items()})
 
 # %% ../nbs/62_report.ipynb #e38c43d1
 def collect(
@@ -106,7 +107,7 @@ def collect(
     os.replace(partial, path)
     return len(rows)
 
-# %% ../nbs/62_report.ipynb #685a0119
+# %% ../nbs/62_report.ipynb #f6abd285
 COUNTERPART = {"ciFAIR-10": "ciFAIR-10", "CIFAR-10 without near-duplicates": "ciFAIR-10", "CIFAR-10": "ciFAIR-10", "ciFAIR-100": "ciFAIR-100", "CIFAR-100": "ciFAIR-100",
                "CIFAR-100 without near-duplicates": "ciFAIR-100", "STL-10": "STL-10", "Imagenette": "STL-10", "ImageNet": "ImageNet", "Tiny ImageNet": "ImageNet"}
 VARIES = dict(table_2="auto_augment", table_7="n_images", table_9="generator_data", figure_5="p_gen", figure_6="generator_size", figure_8="segment_noise")
@@ -114,7 +115,7 @@ DEFAULTS = dict(auto_augment="none", n_images=4, p_gen=0.5, image_size=0, segmen
 PARAMETER_OF = dict(generator_data="generator_dataset", generator_size="image_size")
 REPORTED_IN = dict(figure_4="6")
 
-def belongs(frame, experiment):
+def belongs(frame, experiment, methods=None):
     "The runs that differ from the defaults in nothing but what the experiment varies"
     varied = VARIES.get(experiment)
     for name, default in DEFAULTS.items():
@@ -122,11 +123,10 @@ def belongs(frame, experiment):
     if experiment == "figure_5":
         frame = frame[frame.method.isin(["HydraMix", "Baseline"])].copy()
         frame.loc[frame.method == "Baseline", ["p_gen", "method"]] = [0., "HydraMix"]
-    methods = runs.EXPERIMENTS[experiment]["method"]
-    if varied and experiment != "table_2" and experiment != "figure_5": frame = frame[frame.method.isin(methods)]
-    return frame
+    if experiment == "table_1": return frame  # open to methods that the paper has not
+    return frame[frame.method.isin([*(methods or runs.EXPERIMENTS[experiment]["method"]), *(["AutoAugment", "TrivialAugment"] if experiment == "table_2" else [])])]
 
-# %% ../nbs/62_report.ipynb #c969109e
+# %% ../nbs/62_report.ipynb #75ac9000
 def compare(
     experiment, # "table_1", "figure_5", …
     results,    # DataFrame from `measured`
@@ -136,7 +136,7 @@ def compare(
 ): # DataFrame: data, paper_data, samples_per_class, method, what is varied; mean, std, n; paper_mean, paper_std; difference
     "Cells of a table: ours, the paper's, and the difference in percentage points"
     pd = runs.extra("pandas")
-    results = belongs(results[results.profile == profile], experiment)
+    results = belongs(results[results.profile == profile], experiment, methods)
     for name, wanted in (("dataset", datasets), ("samples_per_class", samples_per_class), ("method", methods), ("seed", seeds)):
         if wanted: results = results[results[name].isin(wanted)]
     varied = VARIES.get(experiment)
@@ -380,7 +380,7 @@ def engine_options(
     if "://" in engine: return dict(scheduler=engine)
     raise ValueError(f"engine {engine!r}: report, local, a number of workers, gpu, or the address of a Dask scheduler (tcp://…)")
 
-# %% ../nbs/62_report.ipynb #5e08701e
+# %% ../nbs/62_report.ipynb #ee9df36f
 def experiment(
     name,        # "table_1", "figure_5", …
     *, profile="small", datasets=(), samples_per_class=(), methods=(), seeds=(), # empty: all that were measured, or, where runs are to be done, the paper's
@@ -403,5 +403,8 @@ def experiment(
     found = measured(out, results)
     cells = compare(name, found, profile, datasets=datasets, samples_per_class=samples_per_class, methods=methods, seeds=seeds, metric=metric)
     if not len(cells): print(f"No run of {name} at profile {profile} has finished yet.")
-    if datasets or not len(cells): print(missing(runs.grid(name, **asked), found, name, **{k: v for k, v in asked.items() if v}, out=out))
+    else:
+        there = belongs(found[found.profile == profile], name)
+        for key, column in (("datasets", "dataset"), ("samples_per_class", "samples_per_class")): asked[key] = asked[key] or sorted(set(there[column]))
+    print(missing(runs.grid(name, **asked), found, name, **{k: v for k, v in asked.items() if v}, out=out))
     return cells
