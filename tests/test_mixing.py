@@ -85,7 +85,7 @@ def test_the_trained_generator_is_left_alone():
 def test_unbalanced_and_empty_classes():
     train = noise(classes=("a", "b", "none"))[[0, 1, 2, 3]]
     assert NMix(train)(torch.tensor([1, 1])).shape[0] == 2
-    with pytest.raises(ValueError, match="no images of class 'none'"): NMix(train)(torch.tensor([2]))
+    with pytest.raises(ValueError, match="class without images is asked for.*'none'"): NMix(train)(torch.tensor([2]))
 
 
 def test_mixup_mixes_labels_as_images():
