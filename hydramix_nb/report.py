@@ -323,7 +323,7 @@ def curves(
                     ax.annotate(name, (right, y), (5, 0), textcoords="offset points", color=color, fontsize=6.5, va="center", annotation_clip=False)
     return fig
 
-# %% ../nbs/62_report.ipynb #dfa5fd23
+# %% ../nbs/62_report.ipynb #51d37963
 def bars(
     cells, # DataFrame from `compare`
     pairs=(("GridMix", "ChimeraMix+Grid"), ("SegMix", "ChimeraMix+Seg"), ("NMix", "HydraMix")), # without and with a generator
@@ -342,7 +342,7 @@ def bars(
                 ax.bar(at, mean, .36, color=INK[name] if j else "white", edgecolor=INK[pair[1]], yerr=None if math.isnan(std) else std, error_kw=dict(lw=.8, capsize=2))
                 if not math.isnan(theirs): ax.plot(at, theirs, "D", ms=3.5, mfc="white", mec="black", mew=.8)
                 ax.annotate(name, (at, 0), (0, -4), textcoords="offset points", rotation=30, ha="right", va="top", fontsize=6.5, annotation_clip=False)
-        ax.set(xticks=[], ylabel="test accuracy, %")
+        ax.set(xticks=[], xlim=(-.6, len(pairs) - .4), ylabel="test accuracy, %")
         ax.text(1, 1.02, "white: pixels, filled: generator, diamond: paper", transform=ax.transAxes, ha="right", fontsize=6)
     return fig
 
