@@ -153,7 +153,7 @@ def script(code, *args):
 def test_killed_and_resumed(tmp_path):
     mixer, out = MixUp(noise()), tmp_path/"out"
     run = script("generate(mixer, 3000, sys.argv[1], batch_size=16, progress=False)", out)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while run.poll() is None and time.monotonic() < deadline and not (out/"a"/"00020.png").exists(): time.sleep(.005)
     run.send_signal(signal.SIGKILL)
     output, _ = run.communicate()
@@ -186,7 +186,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 try: generate(mixer, 2, sys.argv[1], progress=False)
 except OSError as e: print("OSError")
 """, tmp_path/"out")
-    output, _ = run.communicate(timeout=300)
+    output, _ = run.communicate(timeout=900)
     assert "OSError" in output, output
     assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.partial"))
 
