@@ -285,7 +285,7 @@ def spread(ys, gap):
             if (push := gap - (ys[b] - ys[a])) > 1e-9: ys[a], ys[b] = ys[a] - push/2, ys[b] + push/2
     return ys
 
-# %% ../nbs/62_report.ipynb #69987fa5
+# %% ../nbs/62_report.ipynb #cee02cea
 def curves(
     cells,     # DataFrame from `compare`
     x,         # column on the horizontal axis
@@ -310,6 +310,7 @@ def curves(
                 xs, ys, band = (line[c].to_numpy(float) for c in (x, value, spread_by))
                 band = np.nan_to_num(band) # no band where there is one seed
                 ax.fill_between(xs, ys - band, ys + band, color=color, alpha=.18, lw=0)
+                if len(xs) == 1: ax.errorbar(xs, ys, band, color=color, lw=.8, capsize=2, zorder=2)
                 ax.plot(xs, ys, color=color, marker="o", ms=3, zorder=3 if front else 2, label=name)
                 if paper: ax.plot(xs, line[paper].to_numpy(float), color=color, ls=":", marker="o", ms=2.5, mfc="white", zorder=1)
                 ends.append((name, xs[-1], ys[-1], color))
