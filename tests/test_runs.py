@@ -49,8 +49,7 @@ def wait_for(condition, seconds=600):
 
 def started(folder, xs, workers=0, seconds=0.):
     "A sweep in a process of its own"
-    code = ("import json, signal\nfrom hydramix_nb import runs\nif __name__ == '__main__':\n"
-            "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored\n"
+    code = ("import sys, json\nfrom hydramix_nb import runs\nif __name__ == '__main__':\n"
             f"    tasks = runs.plan({str(folder/'toy.ipynb')!r}, [dict(x=x, seconds={seconds}) for x in {list(xs)}], {str(folder/'runs')!r})\n"
             f"    outcomes = runs.sweep(tasks, workers={workers}, progress=False)\n    print(json.dumps([o.state for o in outcomes]))\n")
     script = folder/f"sweep{len(list(folder.glob('sweep*.py')))}.py"
