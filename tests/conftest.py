@@ -1,5 +1,10 @@
 "Tests marked `slow` run only with --slow, tests marked `cuda` only where there is a CUDA device."
+import signal
+
 import pytest
+
+# a job that a shell starts in the background inherits that Ctrl-C is ignored; the tests of interruptions need it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
