@@ -4,28 +4,25 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'WideBlock', 'wide_resnet', 'network', 'Config', 'profile', 'Method', 'mixes_labels', 'predict',
-           'evaluate', 'Training', 'describe', 'digest', 'Log', 'Result', 'fit', 'check']
+           'evaluate', 'Training', 'describe', 'digest', 'Result', 'fit', 'check']
 
 # %% ../nbs/32_classifier.ipynb #fad36853
 import hashlib
-import json
 import math
 import re
-import time
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
-from pathlib import Path
 
 # %% ../nbs/32_classifier.ipynb #34052d74
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tqdm import tqdm
 
 # %% ../nbs/32_classifier.ipynb #938c36d5
-from . import __version__, gan
+from . import training
 from .data import ImageSet, crop_flip, to_float
 from .mixing import MixUp
+from .training import seeded, settings_text
 
 # %% ../nbs/32_classifier.ipynb #9fb42485
 class WideBlock(nn.Module):
@@ -177,30 +174,22 @@ def evaluate(
     return *(100 * int(found.sum()) / len(test) for found in (ranked[:, 0], ranked.any(1))), confusion.cpu()
 
 # %% ../nbs/32_classifier.ipynb #e63a0fc4
-class Training:
-    "State of a training. One call of `step` is one SGD step"
+class Training(training.Training):
+    "A network, its SGD and a method. One call of `step` is one SGD step"
     def __init__(self,
         train:ImageSet, # the few images
         method:Method,  # what is trained how
         config:Config,  # settings
+        test:ImageSet|None=None, # judged on now and then
     ):
-        self.train, self.method, self.config = train, method, config
-        self.device, channels, classes = train.images.device, train.images.shape[1], len(train.classes)
+        super().__init__(train, config)
+        self.method, self.test, self.judged = method, test, None
+        channels, classes = train.images.shape[1], len(train.classes)
         net = method.network(channels, classes) if method.network else network(config.network, channels, classes, config.dropout)
-        self.model = net.to(self.device).train()
+        self.model = self.networks["model"] = net.to(self.device).train()
         groups = net.parameter_groups() if hasattr(net, "parameter_groups") else net.parameters()
-        self.optimizer = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        repeats = max(config.samples_per_epoch // max(len(train) // classes, 1), 1)
-        self.steps_per_epoch = math.ceil(len(train) * repeats / config.batch_size)
-        self.steps = config.steps or config.epochs * self.steps_per_epoch
-        self.done, self.order, self.history = 0, None, []
-
-    def batch(self):
-        "Indices [B] of the next batch of the shuffled, repeated set"
-        position, size = self.done % self.steps_per_epoch, self.config.batch_size
-        if position == 0: self.order = torch.randperm(self.steps_per_epoch * size, device=self.device) % len(self.train)
-        return self.order[position * size:(position + 1) * size]
+        self.optimizers["model"] = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0)
+        self.rates = [group["lr"] for group in self.optimizers["model"].param_groups]
 
     def inputs(self, index):
         "A batch as the method wants it: images and targets"
@@ -214,31 +203,17 @@ class Training:
 
     def step(self):
         "One step; the loss before it, on the device"
-        images, targets = self.inputs(self.batch())
-        for group, rate in zip(self.optimizer.param_groups, self.rates): group["lr"] = rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        images, targets = self.inputs(self.next())
+        for group, rate in zip(self.optimizers["model"].param_groups, self.rates): group["lr"] = rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2
         loss = self.method.loss(self.model(images), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.update("model", loss)
         self.done += 1
-        return loss.detach()
+        return dict(loss=loss)
 
-    def tensors(self):
-        "Everything that the rest of the training depends on"
-        out = {"order": self.order, "rng.cpu": torch.get_rng_state(), **{f"model.{k}": v for k, v in self.model.state_dict().items()}}
-        if self.device.type == "cuda": out["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        return out | {f"sgd.{i}": s["momentum_buffer"] for i, s in self.optimizer.state_dict()["state"].items() if s.get("momentum_buffer") is not None}
-
-    def restore(self,
-        tensors:dict, # what `tensors` gave
-    ):
-        "Go on from there"
-        self.order = tensors["order"].to(self.device)
-        torch.set_rng_state(tensors["rng.cpu"].cpu())
-        if "rng.cuda" in tensors and self.device.type == "cuda": torch.cuda.set_rng_state(tensors["rng.cuda"].cpu(), self.device)
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        state = {int(k[4:]): dict(momentum_buffer=v) for k, v in tensors.items() if k.startswith("sgd.")}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+    def measure(self):
+        "Accuracy on the test set, in percent"
+        self.judged = evaluate(self.model, self.test)
+        return dict(accuracy=self.judged[0])
 
 # %% ../nbs/32_classifier.ipynb #867cfec7
 def describe(
@@ -263,65 +238,6 @@ def digest(module):
     for v in module.state_dict().values(): out.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return out.hexdigest()[:16]
 
-# %% ../nbs/32_classifier.ipynb #33d647ab
-class Log:
-    "Test accuracy along the way, and checkpoints"
-    def __init__(self,
-        training:Training, # to watch
-        test:ImageSet,     # measured on
-        folder,            # of the checkpoint; None: no checkpoint
-        checkpoint_minutes:float, # minutes between checkpoints
-    ):
-        self.t, self.test, self.minutes = training, test, checkpoint_minutes
-        self.folder = Path(folder).expanduser() if folder is not None else None
-        self.every = max(1, training.steps // training.config.evaluations)
-        self.settings = json.dumps(dict(config=asdict(training.config), data=training.train.digest(), method=describe(training.method)), sort_keys=True)
-        self.last, self.interrupted = None, False
-        if self.folder and self.checkpoint.is_file(): self.resume()
-        earlier = training.history[-1]["seconds"] if training.history else 0
-        self.saved, self.started = time.monotonic(), time.monotonic() - earlier
-
-    @property
-    def checkpoint(self): return self.folder / "checkpoint.safetensors"
-
-    def resume(self):
-        "Go on from the checkpoint"
-        header = gan.read_header(self.checkpoint, "classifier checkpoint")
-        if header["settings"] != self.settings:
-            there, here = json.loads(header["settings"]), json.loads(self.settings)
-            what = [f"{k} {v!r} there, {here['config'].get(k)!r} here" for k, v in there["config"].items() if here["config"].get(k) != v]
-            what += [name for name, key in (("other images", "data"), ("another method", "method")) if there[key] != here[key]]
-            raise ValueError(f"{self.checkpoint} belongs to another training ({'; '.join(what)}): name another folder or remove it")
-        self.t.restore(gan.read_tensors(self.checkpoint, "classifier checkpoint", self.t.device)[0])
-        self.t.done, self.t.history = int(header["done"]), json.loads(header["history"])
-
-    def save(self):
-        "A checkpoint, if the weights are fit for one"
-        if not all(v.isfinite().all() for v in self.t.model.state_dict().values()): self.diverged("a weight")
-        gan.write_tensors(self.checkpoint, self.t.tensors(), dict(kind="classifier checkpoint", version=__version__, settings=self.settings,
-                          done=str(self.t.done), history=json.dumps(self.t.history)))
-        self.saved = time.monotonic()
-
-    def diverged(self, what):
-        kept = f"; the last good checkpoint is {self.checkpoint}" if self.folder and self.checkpoint.is_file() else ""
-        raise FloatingPointError(f"the training diverged: {what} is not finite at step {self.t.done}; lower lr (now {self.t.config.lr}){kept}")
-
-    def __call__(self, loss, bar):
-        "After every step"
-        done, last = self.t.done, self.t.done == self.t.steps
-        measure = done % self.every == 0 or last
-        save = self.folder and (last or self.interrupted or time.monotonic() - self.saved > 60 * self.minutes)
-        if not (measure or save or self.t.device.type == "cpu"): return
-        loss = loss.item()
-        if not math.isfinite(loss): self.diverged("the loss")
-        if measure:
-            accuracy, *_ = measured = evaluate(self.t.model, self.test)
-            if last: self.last = measured
-            self.t.history.append(dict(step=done, loss=loss, accuracy=accuracy, seconds=round(time.monotonic() - self.started, 2)))
-            bar.set_postfix(loss=f"{loss:.3f}", test=f"{accuracy:.1f} %")
-        if save: self.save()
-        if self.interrupted: raise KeyboardInterrupt(f"stopped after step {done}; the same call goes on from {self.checkpoint}")
-
 # %% ../nbs/32_classifier.ipynb #955475f8
 @dataclass
 class Result:
@@ -330,7 +246,7 @@ class Result:
     accuracy:float      # top-1 on the test set after the last step, percent
     top5:float          # top-5, percent
     confusion:torch.Tensor # int64 [classes,classes]: true class in rows, prediction in columns
-    history:list        # one dict per evaluation: step, loss, accuracy, seconds
+    history:list        # one dict per evaluation: step, loss, accuracy
     config:Config       # the settings
 
 # %% ../nbs/32_classifier.ipynb #26dd26a5
@@ -339,7 +255,7 @@ def fit(
     test:ImageSet,       # judged on, never learned from
     method=None,         # a Method, a mixer, or None for the baseline
     config:Config=None,  # settings; None: the paper's for images of this size
-    *, folder=None,      # where the checkpoint goes; one found there is gone on from
+    *, folder=None,      # where checkpoint and TensorBoard log go; a checkpoint found there is gone on from
     checkpoint_minutes:float=5, # minutes between checkpoints
     progress:bool=True,  # show a progress bar
 ) -> Result:
@@ -347,18 +263,12 @@ def fit(
     config = config or profile(size=max(train.images.shape[-2:]))
     method = method if isinstance(method, Method) else Method(mixer=method)
     check(train, test)
-    device = train.images.device
-    test = test.to(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        training = Training(train, method, config)
-        log = Log(training, test, folder, checkpoint_minutes)
-        with gan.interrupts(log), tqdm(total=training.steps, initial=training.done, desc="classifier", disable=not progress, mininterval=1) as bar:
-            while training.done < training.steps:
-                log(training.step(), bar)
-                bar.update()
-        accuracy, top5, confusion = log.last or evaluate(training.model, test)
-    return Result(training.model.eval(), accuracy, top5, confusion, training.history, config)
+    settings = settings_text(config=asdict(config), images=train.digest(), method=describe(method))
+    with seeded(config.seed, train.device):
+        state = Training(train, method, config, test.to(train.device))
+        training.run(state, folder, settings, name="classifier", kind="classifier checkpoint", checkpoint_minutes=checkpoint_minutes, looks=config.evaluations, progress=progress)
+        accuracy, top5, confusion = state.judged or evaluate(state.model, state.test)
+    return Result(state.model.eval(), accuracy, top5, confusion, state.history, config)
 
 def check(train, test):
     "Errors that should come before the work"

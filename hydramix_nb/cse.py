@@ -21,11 +21,12 @@ from xml.sax.saxutils import quoteattr, escape
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 # %% ../nbs/40_cse.ipynb #f78c4487
 from .data import ImageSet, crop_flip, to_float, to_uint8
+from .files import read_tensors, write_json, write_tensors, write_text
+from .training import seeded
 
 # %% ../nbs/40_cse.ipynb #ab87e416
 def synset_distribution(
@@ -239,11 +240,7 @@ def write_lexicon(
                      f"<Definition>{escape(text)}</Definition>{relations}</Synset>"]
     head = ('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE LexicalResource SYSTEM "http://globalwordnet.github.io/schemas/WN-LMF-1.3.dtd">\n<LexicalResource>\n'
             f'<Lexicon id={quoteattr(name)} label={quoteattr(name)} language="en" email="none" license="none" version={quoteattr(version)}>')
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text("\n".join([head, *entries, *meanings, "</Lexicon>", "</LexicalResource>"]), encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_text(path, "\n".join([head, *entries, *meanings, "</Lexicon>", "</LexicalResource>"]))
 
 # %% ../nbs/40_cse.ipynb #e17ae195
 PHOTO_KINDS = """
@@ -544,13 +541,10 @@ class Encoder:
         texts = list(texts)
         if not texts: raise ValueError("no texts to encode")
         path = None if cache is None else self.cache_path(texts, cache)
-        if path is not None and path.is_file(): return load_file(path)["texts"]
+        if path is not None and path.is_file(): return read_tensors(path, "text vectors")[0]["texts"]
         bar = tqdm(range(0, len(texts), self.batch_size), desc="texts", disable=not progress, leave=False)
         result = torch.cat([_unit(self.text(texts[i:i + self.batch_size]), len(texts[i:i + self.batch_size]), "text") for i in bar])
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file(dict(texts=result), partial); os.replace(partial, path)
+        if path is not None: write_tensors(path, dict(texts=result), dict(kind="text vectors"))
         return result
 
     def cache_path(self, texts, cache):
@@ -651,13 +645,9 @@ def random_clip(
     config = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=1, width=32, head_width=16, patch_size=8),
                   text_cfg=dict(context_length=77, vocab_size=49408, width=16, heads=1, layers=1))
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        weights = {k: v.contiguous() for k, v in _open_clip().CLIP(**config).state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
+    with seeded(seed): write_tensors(folder / "open_clip_model.safetensors", _open_clip().CLIP(**config).state_dict(), dict(kind="random OpenCLIP"))
     normal = dict(mean=[.48145466, .4578275, .40821073], std=[.26862954, .26130258, .27577711])
-    (folder / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=config, preprocess_cfg=normal)), encoding="utf-8")
+    write_json(folder / "open_clip_config.json", dict(model_cfg=config, preprocess_cfg=normal))
     return folder
 
 # %% ../nbs/40_cse.ipynb #c1a3e959

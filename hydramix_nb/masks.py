@@ -7,7 +7,7 @@ __all__ = ['OWNER_COLORS', 'outline_segments', 'segment', 'downsample', 'owners_
            'show_mask', 'hydra_mask', 'pair_mask', 'grid_mask', 'noisy_segments', 'box_mask']
 
 # %% ../nbs/10_masks.ipynb #d1c78e43
-import hashlib, json, os, subprocess, sys, tempfile, uuid, warnings
+import hashlib, json, os, subprocess, sys, tempfile, warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import show_images
+from .files import whole
 
 # %% ../nbs/10_masks.ipynb #63ceabda
 def outline_segments(images, # uint8 [...,C,H,W], one or three channels
@@ -78,12 +79,8 @@ def _read_maps(path, shape):
     warnings.warn(f"{path} is damaged and is made again", stacklevel=3)
 
 def _write_maps(path, maps):
-    "Write label maps so that `path` is there only when it is whole."
-    part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(part, "wb") as file: np.savez_compressed(file, segments=maps)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    "Keep label maps under `path`."
+    with whole(path) as partial, open(partial, "wb") as file: np.savez_compressed(file, segments=maps)
 
 # %% ../nbs/10_masks.ipynb #33a11843
 def _default_workers(n_pixels):

@@ -21,8 +21,10 @@ from tqdm import tqdm
 # %% ../nbs/30_mixing.ipynb #4027d365
 from . import gan
 from .data import ImageSet, crop_flip, to_float, to_uint8
+from .files import write_png, write_text
 from .generator import Generator
 from .masks import downsample
+from .training import seeded
 
 # %% ../nbs/30_mixing.ipynb #b8dbe186
 class Mixer:
@@ -244,7 +246,7 @@ def claim(folder, text):
     note = folder / "generated.json"
     if not note.exists():
         if folder.exists() and any(folder.iterdir()): raise ValueError(f"{folder} is not empty, and what is in it was not written by generate: name another folder")
-        with gan.whole(note) as partial: partial.write_text(text)
+        write_text(note, text)
     there, wanted = json.loads(note.read_text()), json.loads(text)
     differ = [k for k in wanted if there.get(k) != wanted[k]]
     if differ: raise ValueError(f"{folder} holds images made with other {', '.join(differ)}: name another folder")
@@ -273,8 +275,6 @@ def generate(
         part = labels[i:i + batch_size]
         missing = [k for k in range(len(part)) if not paths[i + k].exists()]
         if not missing: continue
-        with torch.random.fork_rng([train.images.device] if train.images.device.type == "cuda" else []):
-            torch.manual_seed(seed * 1_000_003 + i)
-            images = to_uint8(mixer(part.to(train.labels.device))).cpu()
-        for k in missing: gan.write_png(paths[i + k], images[k])
+        with seeded(seed * 1_000_003 + i, train.device): images = to_uint8(mixer(part.to(train.device))).cpu()
+        for k in missing: write_png(paths[i + k], images[k])
     return folder

@@ -12,7 +12,6 @@ __all__ = ['REPORTED', 'PARAMETERS', 'FOUND', 'COLUMNS', 'KINDS', 'COUNTERPART',
 import csv
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 # %% ../nbs/62_report.ipynb #f9860678
 import hydramix_nb
 from . import runs
+from .files import read_json, whole, write_text
 
 # %% ../nbs/62_report.ipynb #8f614bb1
 REPORTED = Path(hydramix_nb.__file__).with_name("reported_results.csv")
@@ -84,7 +84,7 @@ def measured(
     pd = runs.extra("pandas")
     path = results_path() if results is None else results
     rows = read_table(path) if path else {}
-    for file in sorted((Path(out)/"classify").glob("*/result.json")): rows[file.parent.name] = row(file.parent.name, runs.read_json(file))
+    for file in sorted((Path(out)/"classify").glob("*/result.json")): rows[file.parent.name] = row(file.parent.name, read_json(file))
     frame = pd.DataFrame(list(rows.values()), columns=COLUMNS)
     return frame.assign(**{k: pd.to_numeric(frame[k]) if len(frame) else frame[k].astype(kind) for k, kind in KINDS.items()})
 
@@ -96,15 +96,12 @@ def collect(
     "Add the finished runs to a table of results; rows that are there are replaced by newer ones of the same id"
     path = Path(path)
     rows = read_table(path) if path.is_file() else {}
-    for file in sorted((Path(out)/"classify").glob("*/result.json")): rows[file.parent.name] = row(file.parent.name, runs.read_json(file))
+    for file in sorted((Path(out)/"classify").glob("*/result.json")): rows[file.parent.name] = row(file.parent.name, read_json(file))
     order = sorted(rows.values(), key=lambda r: (r["profile"], r["data"], int(r["samples_per_class"]), r["method"], r["auto_augment"], str(r["id"]), int(r["seed"])))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", newline="", encoding="utf-8") as f:
+    with whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(order)
-    os.replace(partial, path)
     return len(rows)
 
 # %% ../nbs/62_report.ipynb #f6abd285
@@ -203,7 +200,7 @@ class Table:
     def save(self, path):
         "Write path.md and path.tex"
         path = Path(path)
-        for suffix, text in ((".md", self.markdown()), (".tex", self.latex())): runs.write_text(path.with_name(path.name + suffix), text + "\n")
+        for suffix, text in ((".md", self.markdown()), (".tex", self.latex())): write_text(path.with_name(path.name + suffix), text + "\n")
 
 # %% ../nbs/62_report.ipynb #45bfbc54
 def plus_minus(mean, std, n=None):
@@ -353,12 +350,8 @@ def save_figure(
     path, # without suffix
 ):
     "Write PNG and PDF, each appearing when it is whole"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "pdf"):
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{suffix}")
-        fig.savefig(partial, bbox_inches="tight", metadata={"CreationDate": None} if suffix == "pdf" else None)
-        os.replace(partial, path.with_name(f"{path.name}.{suffix}"))
+    for kind in ("png", "pdf"):
+        with whole(f"{path}.{kind}") as partial: fig.savefig(partial, format=kind, bbox_inches="tight", metadata={"CreationDate": None} if kind == "pdf" else None)
 
 # %% ../nbs/62_report.ipynb #5af523d1
 def listed(

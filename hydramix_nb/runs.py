@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'KERNELS', 'STOP', 'LIKE', 'TABLE_1', 'TABLE_6', 'PAPER', 'EXPERIMENTS', 'SIZES', 'extra', 'unformatted',
-           'inspect', 'typed', 'complete', 'run_id', 'digest', 'write_json', 'read_json', 'Lock', 'kernel_manager',
-           'kill_kernels', 'execute', 'code_digest', 'commit', 'Task', 'Outcome', 'state_of', 'perform', 'attempt',
-           'shared_generator', 'device_name', 'find_notebook', 'plan', 'results_in', 'mean_seconds', 'generator_key',
-           'estimate', 'duration', 'here', 'dask_client', 'gpu_count', 'gpu_name', 'on_dask', 'write_text', 'sweep',
-           'check_folder', 'describe', 'one_of', 'simplify', 'grid', 'summary', 'values', 'parser', 'main',
-           'chosen_device', 'dataset_label']
+           'inspect', 'typed', 'complete', 'run_id', 'digest', 'Lock', 'kernel_manager', 'kill_kernels', 'execute',
+           'code_digest', 'commit', 'Task', 'Outcome', 'state_of', 'perform', 'attempt', 'shared_generator',
+           'device_name', 'find_notebook', 'plan', 'results_in', 'mean_seconds', 'generator_key', 'estimate',
+           'duration', 'here', 'dask_client', 'gpu_count', 'gpu_name', 'on_dask', 'sweep', 'check_folder', 'describe',
+           'one_of', 'simplify', 'grid', 'summary', 'values', 'parser', 'main', 'chosen_device', 'dataset_label']
 
 # %% ../nbs/60_runs.ipynb #e60bb580
 import argparse
@@ -40,6 +39,7 @@ from tqdm import tqdm
 # %% ../nbs/60_runs.ipynb #baa7eb1a
 import hydramix_nb
 from . import __version__
+from .files import read_json, write_json, write_text
 
 # %% ../nbs/60_runs.ipynb #ef9066a3
 def extra(name):
@@ -99,29 +99,6 @@ def run_id(
     return digest({k: v for k, v in parameters.items() if k not in PLACES})
 
 def digest(values): return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-# %% ../nbs/60_runs.ipynb #528f42c3
-def write_json(
-    path, # file to write
-    value, # what json can say
-):
-    "A JSON file that appears under its name only when it is whole"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        os.replace(partial, path)
-    finally: partial.unlink(missing_ok=True)
-    return path
-
-def read_json(
-    path, # file to read
-):
-    "What a JSON file says, or None where there is none"
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: return None
-    except json.JSONDecodeError as e: raise ValueError(f"{path} is not whole ({e}): remove it, and its run is done again") from e
 
 # %% ../nbs/60_runs.ipynb #515436e8
 class Lock:
@@ -513,13 +490,6 @@ def on_dask(tasks, client, resources=None):
             if busy: time.sleep(1)
             futures, busy = {submit(task): task for task in busy}, []
     finally: client.cancel(list(futures), force=True)
-
-def write_text(path, text):
-    "A text file that appears when it is whole"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 # %% ../nbs/60_runs.ipynb #31bde349
 def sweep(

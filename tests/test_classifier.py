@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hydramix_nb import gan
-from hydramix_nb.classifier import Log, Method, Training, describe, digest, evaluate, fit, network, predict, profile
+from hydramix_nb import files, training
+from hydramix_nb.classifier import Method, Training, describe, digest, evaluate, fit, network, predict, profile
 from hydramix_nb.data import ImageSet, load_images
 from hydramix_nb.mixing import MixUp
 
@@ -52,22 +52,20 @@ def test_same_seed_same_weights_and_the_callers_random_numbers_untouched(method)
 
 @pytest.mark.parametrize("stop, changes", [(1, {}), (9, {}), (4, {"momentum": 0.}), (4, {"samples_per_epoch": 8}), (5, {"dropout": .3})], ids=str)
 def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, stop, changes):
-    config, call = tiny(**changes), Log.__call__
+    config, call = tiny(**changes), training.Log.__call__
     whole = fit(TRAIN, TEST, Noise(), config, progress=False)
 
-    def stopping(log, loss, bar):
+    def stopping(log, terms, bar):
         log.minutes = 0 if log.t.done == stop else 1e9
-        call(log, loss, bar)
+        call(log, terms, bar)
         if log.t.done == stop: raise RuntimeError("power cut")
-    monkeypatch.setattr(Log, "__call__", stopping)
+    monkeypatch.setattr(training.Log, "__call__", stopping)
     with pytest.raises(RuntimeError, match="power cut"): fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
-    monkeypatch.setattr(Log, "__call__", call)
+    monkeypatch.setattr(training.Log, "__call__", call)
     resumed = fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
     assert same(whole, resumed)
-    assert [(h["step"], h["loss"], h["accuracy"]) for h in whole.history] == [(h["step"], h["loss"], h["accuracy"]) for h in resumed.history]
-    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.safetensors"]
-    seconds = [h["seconds"] for h in resumed.history]
-    assert seconds == sorted(seconds)
+    assert whole.history == resumed.history
+    assert {f.name for f in tmp_path.iterdir()} <= {"checkpoint.safetensors", "tensorboard"}
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path):
@@ -80,12 +78,12 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path):
             Interrupting.calls += 1
             if Interrupting.calls == 7: os.kill(os.getpid(), signal.SIGINT)
             return images, labels
-    training = dict(test=TEST, method=Method(mixer=Interrupting()), config=config, folder=tmp_path, progress=False)
+    options = dict(test=TEST, method=Method(mixer=Interrupting()), config=config, folder=tmp_path, progress=False)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="after step 7"): fit(TRAIN, **training)
+    with pytest.raises(KeyboardInterrupt, match="after step 7"): fit(TRAIN, **options)
     assert signal.getsignal(signal.SIGINT) is before
-    assert gan.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "7"
-    assert same(whole, fit(TRAIN, **training))
+    assert files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "7"
+    assert same(whole, fit(TRAIN, **options))
     assert Interrupting.calls == 30
 
 
@@ -108,10 +106,10 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path, damage, message):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(config=tiny(lr=.1)), "lr 0.0046 there, 0.1 here"),
-    (dict(config=tiny(network="wrn-10-2")), "network 'wrn-10-1' there, 'wrn-10-2' here"),
-    (dict(method=Method(mixer=Noise())), "another method"),
-    (dict(method=Method(p_gen=.1)), "another method"),
+    (dict(config=tiny(lr=.1)), "lr: 0.0046 → 0.1"),
+    (dict(config=tiny(network="wrn-10-2")), "network: 'wrn-10-1' → 'wrn-10-2'"),
+    (dict(method=Method(mixer=Noise())), "other method"),
+    (dict(method=Method(p_gen=.1)), "other method"),
     (dict(train=pictures(seed=7)), "other images"),
 ], ids=["lr", "network", "mixer", "p_gen", "images"])
 def test_checkpoints_of_another_training_are_refused(tmp_path, changes, message):
@@ -140,7 +138,7 @@ def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path)
             return images * (float("nan") if Poison.calls > 5 else 1), labels
     with pytest.raises(FloatingPointError, match="step 6.*last good checkpoint"):
         fit(TRAIN, TEST, Method(mixer=Poison()), tiny(), folder=tmp_path, checkpoint_minutes=0, progress=False)
-    assert gan.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "5"
+    assert files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "5"
     assert all(v.isfinite().all() for v in load_file(tmp_path / "checkpoint.safetensors").values() if v.is_floating_point())
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from hydramix_nb import gan
+from hydramix_nb import files, gan
 from hydramix_nb.data import ImageSet, load_images
 
 CONFIG = gan.profile("tiny", steps=30, batch_size=2)
@@ -39,7 +39,7 @@ def same_state(a, b):
     for k in a: assert torch.equal(a[k], b[k]), k
 
 
-def checkpoint(folder): return gan.read_tensors(folder/gan.CHECKPOINT, "checkpoint")
+def checkpoint(folder): return files.read_tensors(folder/gan.CHECKPOINT, "checkpoint")
 
 
 def script(code, *args, **options):
@@ -56,11 +56,11 @@ def test_killed_and_resumed(train, tmp_path):
     killed, path = tmp_path/"killed", tmp_path/"killed"/gan.CHECKPOINT
     deadline = time.monotonic() + 900
     while run.poll() is None and time.monotonic() < deadline:
-        if path.exists() and int(gan.read_header(path, "checkpoint")["done"]) >= 3: break
+        if path.exists() and int(files.read_header(path, "checkpoint")["done"]) >= 3: break
         time.sleep(.005)
     run.send_signal(signal.SIGKILL)
     output, _ = run.communicate()
-    done = int(gan.read_header(path, "checkpoint")["done"])
+    done = int(files.read_header(path, "checkpoint")["done"])
     assert run.returncode == -signal.SIGKILL, output
     assert 3 <= done < 30
     resumed = gan.fit(train, CONFIG, folder=killed, progress=False)
@@ -128,7 +128,7 @@ def test_checkpoint_of_another_architecture(train, tmp_path):
     tensors, header = checkpoint(tmp_path)
     name = next(k for k in tensors if k.startswith("generator.") and tensors[k].ndim == 4)
     for wrong in ({**tensors, name: tensors[name][:1]}, {k: v for k, v in tensors.items() if k != name}, {k: v for k, v in tensors.items() if k != "order"}):
-        gan.write_tensors(tmp_path/gan.CHECKPOINT, wrong, header)
+        files.write_tensors(tmp_path/gan.CHECKPOINT, wrong, header)
         with pytest.raises(ValueError, match="another architecture"): gan.fit(train, config, folder=tmp_path, progress=False)
 
 

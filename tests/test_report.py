@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hydramix_nb import report, runs
+from hydramix_nb import files, report, runs
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("papermill")
@@ -20,7 +20,7 @@ DEFAULTS = dict(auto_augment="none", n_images=4, p_gen=0.5, image_size=0, segmen
 def finished(folder, accuracy, data="CIFAR-100", **parameters):
     p = dict(dict(dataset="npz:cifar100", samples_per_class=5, method="HydraMix", seed=0, **DEFAULTS), **parameters)
     found = dict(parameters=p, accuracy=accuracy, top5=50., data=data, generator_data=p["generator_dataset"] or data, seconds=1., side=32, generator_size=p["image_size"] or 64)
-    runs.write_json(folder/"classify"/runs.run_id(p)/"result.json", found)
+    files.write_json(folder/"classify"/runs.run_id(p)/"result.json", found)
 
 
 # the paper's figures
@@ -50,7 +50,7 @@ def test_every_cell_of_the_paper_has_a_place(table, tmp_path):
         p = dict(DEFAULTS, dataset=names[r.data], samples_per_class=int(r.samples_per_class), method="ChimeraMix+Seg" if r.method == "ChimeraMix" else r.method, auto_augment=r.auto_augment,
                  n_images=r.n_images, generator_dataset=names.get(other, ""), seed=0)
         found = dict(parameters=p, accuracy=r.paper_mean, top5=0., data=r.data, generator_data=other or r.data, side=32, generator_size=64)
-        runs.write_json(tmp_path/"classify"/runs.run_id(p)/"result.json", found)
+        files.write_json(tmp_path/"classify"/runs.run_id(p)/"result.json", found)
     cells = report.compare(f"table_{table}", report.measured(tmp_path, ""))
     assert len(cells) == len(paper)
     assert cells.difference.abs().max() == pytest.approx(0)
