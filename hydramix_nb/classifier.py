@@ -125,7 +125,7 @@ def profile(
 
 PROFILES = dict(
     paper=dict(evaluations=200),
-    small=dict(network="wrn-10-2", dropout=0., batch_size=16, steps=3000, lr=0.02, weight_decay=5e-3),
+    small=dict(network="wrn-10-1", dropout=0., batch_size=16, steps=4000, lr=0.02, weight_decay=5e-3),
     tiny=dict(network="wrn-10-1", dropout=0., batch_size=8, steps=4, evaluations=2))
 
 # %% ../nbs/32_classifier.ipynb #69e6e1fd
