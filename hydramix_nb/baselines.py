@@ -6,9 +6,11 @@
 __all__ = ['POLICIES', 'GLICO_PROFILES', 'SUPERMIX_PROFILES', 'GENERATORS', 'METHODS', 'rectangles', 'Cutout', 'cutout_size',
            'RandomErasing', 'cosine_loss', 'CutMix', 'Policy', 'Chain', 'morlet_parameters', 'morlets', 'subsample',
            'filtered', 'Scattering', 'slerp', 'latent_loss', 'LatentGenerator', 'fit_latents', 'small_network', 'GLICO',
-           'soft_masks', 'smooth', 'mix_loss', 'supermix', 'SuperMix', 'needs_generator', 'mixes', 'accepted', 'build']
+           'soft_masks', 'smooth', 'mix_loss', 'supermix', 'SuperMix', 'needs_generator', 'mixes', 'edited', 'accepted',
+           'build']
 
 # %% ../nbs/34_baselines.ipynb #26b63bcd
+import importlib
 import inspect
 import math
 from dataclasses import dataclass, replace
@@ -528,6 +530,19 @@ def mixes(
     build.takes = [mixer, *others]
     return build
 
+# %% ../nbs/34_baselines.ipynb #94387a7b
+def edited(
+    train, trained=None, *, generated=None, # folder of edited images, see `54_diffusemix`
+    prompts=None,    # which of them to take; None: all
+    strength=.2,     # share of the fractal
+    seed=0,          # of fractals and masks
+) -> Method:
+    "Builder of DiffuseMix"
+    if generated is None: raise ValueError("DiffuseMix needs a folder of edited images: nbs/experiments/diffuse.ipynb makes one, generated=… hands it over")
+    later = importlib.import_module("hydramix_nb.diffusemix")
+    return Method(mixer=later.DiffuseMix(train, generated, prompts=prompts, strength=strength, seed=seed))
+edited.takes = []
+
 # %% ../nbs/34_baselines.ipynb #57687954
 GENERATORS = {
     "HydraMix": {},
@@ -553,6 +568,7 @@ METHODS = {
     "ChimeraMix+Grid": needs_generator(ChimeraMix, "ChimeraMix+Grid"),
     "ChimeraMix+Seg": needs_generator(ChimeraMix, "ChimeraMix+Seg"),
     "HydraMix": needs_generator(HydraMix, "HydraMix"),
+    "DiffuseMix": edited,
     "AutoAugment": lambda train, trained=None: Method(transform=Policy("AutoAugment", train.images.shape[-1])),
     "TrivialAugment": lambda train, trained=None: Method(transform=Policy("TrivialAugment", train.images.shape[-1])),
 }
