@@ -7,11 +7,12 @@ __all__ = ['PROMPTS', 'MODEL', 'singular_values', 'random_systems', 'chaos_game'
            'blend', 'load_pipeline', 'edit', 'tiny_pipeline', 'image_key', 'variant_path', 'generate_variants',
            'read_variants', 'DiffuseMix']
 
-# %% ../nbs/54_diffusemix.ipynb #2c76b4b9
+# %% ../nbs/54_diffusemix.ipynb #29c4b830
 import hashlib
 import importlib
 import json
 import math
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
@@ -21,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-# %% ../nbs/54_diffusemix.ipynb #41b42e37
-from . import classifier, gan
+# %% ../nbs/54_diffusemix.ipynb #af7cccd8
+from . import classifier
 from .data import ImageSet, crop_flip, read_picture, to_float, to_uint8
+from .files import write_png
 from .mixing import Mixer, claim, folder_name
+from .training import seeded
 
 # %% ../nbs/54_diffusemix.ipynb #23c125ae
 def singular_values(
@@ -91,7 +94,7 @@ def visits(
     cell = y * size + x
     return torch.zeros(len(points), size * size, device=points.device).scatter_add_(1, cell, torch.ones_like(points[..., 0])).unflatten(1, (size, size))
 
-# %% ../nbs/54_diffusemix.ipynb #af1e39d7
+# %% ../nbs/54_diffusemix.ipynb #f9c81572
 def fractals(
     count:int,    # pictures
     size:int,     # side in pixels
@@ -104,7 +107,7 @@ def fractals(
     g, pictures = torch.Generator().manual_seed(seed), []
     for part in torch.arange(count).split(50):
         system = [t.to(device) for t in random_systems(len(part), g)]
-        t = visits(chaos_game(*system, steps=max(80, 4 * size**2 // 500), generator=g), size).log1p()[:, None]
+        t = visits(chaos_game(*system, steps=max(30, 4 * size**2 // 500), generator=g), size).log1p()[:, None]
         t = t / t.amax((2, 3), keepdim=True)
         speed, phase = (torch.rand(len(part), c, 1, 1, generator=g).to(device) for c in (1, 3))
         colour = .5 + .5 * torch.cos(2 * math.pi * ((.5 + speed) * t + phase))
@@ -161,7 +164,7 @@ def _check_pipeline(
         if pickles and not list(part.glob("*.safetensors")):
             raise ValueError(f"{part} holds {pickles[0]}, which is a pickle and could run code, and no safetensors: it is not opened; get the safetensors files, or convert it where you trust it with save_pretrained(…, safe_serialization=True)")
 
-# %% ../nbs/54_diffusemix.ipynb #701629d8
+# %% ../nbs/54_diffusemix.ipynb #c80dadfb
 def load_pipeline(
     model=MODEL,     # name on the Hugging Face hub, or a folder
     device="cpu",    # where it runs
@@ -172,9 +175,12 @@ def load_pipeline(
     diffusers, folder = _extra("diffusers"), Path(model).expanduser()
     if folder.is_dir(): _check_pipeline(folder)
     elif str(model).count("/") != 1 or str(model)[0] in "/.~": raise FileNotFoundError(f"there is no folder {folder}; a model is a folder, or a name on the hub such as {MODEL}")
+    dtype = dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32)
     try:
-        pipeline = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(str(folder if folder.is_dir() else model), use_safetensors=True,
-            safety_checker=None, requires_safety_checker=False, local_files_only=not download)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning) # the argument is called otherwise in newer releases
+            pipeline = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(str(folder if folder.is_dir() else model), use_safetensors=True, torch_dtype=dtype,
+                safety_checker=None, requires_safety_checker=False, local_files_only=not download)
     except OSError as e:
         raise FileNotFoundError(f"{model} " + ("is not whole" if folder.is_dir() else "could not be fetched" if download else "is not on this machine") + f" ({str(e).splitlines()[0]}). "
             f"With network, load_pipeline({str(model)!r}, download=True) fetches it into the hub's cache; without, fetch it elsewhere (hf download {MODEL} --local-dir FOLDER), bring the folder here and give its path as the model") from e
@@ -182,7 +188,7 @@ def load_pipeline(
     if takes != 2 * latent: raise ValueError(f"{model} is no InstructPix2Pix: its UNet takes {takes} channels, not a latent and an image of {latent} each")
     pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device, dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32))
+    return pipeline.to(device) if pipeline.dtype == dtype else pipeline.to(device, dtype)
 
 # %% ../nbs/54_diffusemix.ipynb #03936801
 def edit(
@@ -207,7 +213,7 @@ def edit(
     out = F.interpolate(out * 2 - 1, images.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
     return to_uint8(out if images.shape[1] == 3 else out.mean(1, keepdim=True)).to(images.device)
 
-# %% ../nbs/54_diffusemix.ipynb #e948bbc0
+# %% ../nbs/54_diffusemix.ipynb #f6f71653
 def tiny_pipeline(
     folder, # to save it in
     seed:int=0, # of its random weights
@@ -219,8 +225,7 @@ def tiny_pipeline(
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     ends = dict(bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=77, **ends))
         vae = diffusers.AutoencoderKL(block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8, sample_size=32)
         unet = diffusers.UNet2DConditionModel(sample_size=16, in_channels=8, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=8, norm_num_groups=8,
@@ -248,7 +253,7 @@ def variant_path(
     "Where the edited double of an image lies"
     return Path(folder) / folder_name(name) / f"{image_key(image)} {folder_name(prompt)}.png"
 
-# %% ../nbs/54_diffusemix.ipynb #fa88ea0d
+# %% ../nbs/54_diffusemix.ipynb #b063cbec
 def generate_variants(
     pipeline,       # from load_pipeline
     train:ImageSet, # the images to edit
@@ -281,7 +286,7 @@ def generate_variants(
                 made = edit(pipeline, train.images[list(index)], [template.replace("{}", word) for word in words], map(draw, paths),
                             size=size, steps=steps, guidance=guidance, image_guidance=image_guidance).cpu()
                 for path, image in zip(paths, made, strict=True):
-                    if not path.exists(): gan.write_png(path, image)
+                    if not path.exists(): write_png(path, image)
             bar.update(len(paths))
     return folder
 

@@ -8,10 +8,13 @@ import torch
 from hydramix_nb import classifier, gan
 from hydramix_nb.baselines import GENERATORS, METHODS, Chain, CutMix, Cutout, Policy, RandomErasing, Scattering, SuperMix, build, fit_latents
 from hydramix_nb.data import ImageSet
+from hydramix_nb.diffusemix import variant_path
+from hydramix_nb.files import write_png
 
 TABLES = {
     1: ["Baseline", "Cutout", "Random Erasing", "Cosine", "MixUp", "MixUpN", "Scattering", "GLICO", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix", "SuperMix"],
     2: ["AutoAugment", "TrivialAugment", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
+    5: ["Baseline", "DiffuseMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
     6: ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]}
 
 
@@ -36,6 +39,15 @@ def trained():
     return out
 
 
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory):
+    "What DiffuseMix needs beside the images: their edited doubles, here darker ones"
+    folder = tmp_path_factory.mktemp("edited")
+    for train in (TRAIN, GREY):
+        for image, label in zip(train.images, train.labels, strict=True): write_png(variant_path(folder, train.classes[label], image, "darker"), image // 2)
+    return {"DiffuseMix": dict(generated=folder)}
+
+
 def test_the_registry_holds_every_method_of_the_tables_and_cutmix():
     assert {name for names in TABLES.values() for name in names} | {"CutMix"} == set(METHODS)
     assert set(GENERATORS) == {"HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid"}
@@ -43,9 +55,9 @@ def test_the_registry_holds_every_method_of_the_tables_and_cutmix():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_with_one_seed_to_one_result(name, trained):
+def test_every_method_trains_with_one_seed_to_one_result(name, trained, edited):
     def run():
-        method = build(name, TRAIN, trained=trained["colour"].get(name), profile="tiny", progress=False)
+        method = build(name, TRAIN, trained=trained["colour"].get(name), profile="tiny", progress=False, **edited.get(name, {}))
         return classifier.fit(TRAIN, TEST, method, CONFIG, progress=False)
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -57,9 +69,9 @@ def test_every_method_trains_with_one_seed_to_one_result(name, trained):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_works_in_grey_and_under_a_policy(name, trained):
+def test_every_method_works_in_grey_and_under_a_policy(name, trained, edited):
     policy = "none" if name in ("AutoAugment", "TrivialAugment") else "TrivialAugment"
-    method = build(name, GREY, trained=trained["grey"].get(name), profile="tiny", auto_augment=policy, progress=False)
+    method = build(name, GREY, trained=trained["grey"].get(name), profile="tiny", auto_augment=policy, progress=False, **edited.get(name, {}))
     training = classifier.Training(GREY, method, CONFIG)
     images, targets = training.inputs(torch.arange(6))
     assert images.shape == (6, 1, 16, 16) and images.abs().max() <= 1 + 1e-5
@@ -87,6 +99,7 @@ def test_settings_reach_what_they_name(trained, tmp_path):
 @pytest.mark.parametrize("name, settings, message", [
     ("hydramix", {}, "method 'hydramix': one of"),
     ("HydraMix", {}, "needs a trained generator"),
+    ("DiffuseMix", {}, "needs a folder of edited images: nbs/experiments/diffuse.ipynb makes one"),
     ("MixUp", dict(alpah=1.), "MixUp has no setting 'alpah'; it takes alpha"),
     ("Baseline", dict(n_images=3), "takes none"),
     ("Cosine", dict(p_gen=.5), "generates nothing"),
@@ -186,10 +199,10 @@ def test_supermix_takes_a_teacher_that_is_there():
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_on_a_gpu(name):
+def test_every_method_on_a_gpu(name, edited):
     train = TRAIN.to("cuda")
     trained = gan.fit(train, gan.profile("tiny", 16, steps=1, **GENERATORS[name]), progress=False) if name in GENERATORS else None
-    method = build(name, train, trained=trained, profile="tiny", progress=False)
+    method = build(name, train, trained=trained, profile="tiny", progress=False, **edited.get(name, {}))
     result = classifier.fit(train, TEST, method, CONFIG, progress=False)
     assert next(result.model.parameters()).is_cuda and result.history[-1]["loss"] == pytest.approx(result.history[-1]["loss"])
     if method.mixer is not None: assert method.mixer(train.labels[:3]).is_cuda
