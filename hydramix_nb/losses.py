@@ -93,4 +93,4 @@ def adversarial_loss(
     real:bool,             # what the verdict should be: True for 1, False for 0
 ) -> torch.Tensor: # scalar
     "Least squares to 1 (real) or 0 (generated), the mean over all patches (3.5)"
-    return ((verdicts - float(real))**2).mean()
+    return ((verdicts.to(torch.promote_types(verdicts.dtype, torch.float32)) - float(real))**2).mean()
