@@ -389,20 +389,20 @@ class Squares:
         first = self.labels[index, (self.labels > 0).byte().argmax(1)]
         return ImageSet(self.cut(index, self.windows(index, False)), (first - 1).clamp(min=0), self.scenes.classes)
 
-# %% ../nbs/50_detection.ipynb #7054e7ec
+# %% ../nbs/50_detection.ipynb #5812fb68
 def partners(
     holds:torch.Tensor, # bool [n,classes]: which image has which class
     first:torch.Tensor, # int64 [B]: the first image of each composition
     n_images:int,       # N
 ) -> torch.Tensor: # int64 [B,N]
     "Images that share a class with the first one, with replacement; an image that shares none comes N times"
+    if n_images == 1: return first[:, None]
     shares = holds[first] & (holds.sum(0) > 1)
     lonely = ~shares.any(1)
     drawn = torch.multinomial((shares | lonely[:, None]).float(), 1)[:, 0]
     others = holds.T[drawn].float()
     own = torch.zeros_like(others).scatter_(1, first[:, None], 1)
     others = torch.where(lonely[:, None], own, others * (1 - own))
-    if n_images == 1: return first[:, None]
     return torch.cat([first[:, None], torch.multinomial(others, n_images - 1, replacement=True)], 1)
 
 # %% ../nbs/50_detection.ipynb #2ce2d3a0
@@ -441,7 +441,7 @@ def visible_boxes(
     tight = torch.stack([torch.maximum(x1, first(by_column)), torch.maximum(y1, first(by_row)), torch.minimum(x2, last(by_column)), torch.minimum(y2, last(by_row))], -1)
     return share, tight * (share > 0)[..., None]
 
-# %% ../nbs/50_detection.ipynb #d15fcb8b
+# %% ../nbs/50_detection.ipynb #893475c2
 MERGE_IOU = 0.8 # from which on two boxes of a class from different images are one
 
 def unite(
@@ -475,7 +475,7 @@ def merge(
     member = group[:, None] == torch.arange(N * K, device=boxes.device)[:, None]
     low = torch.where(member[..., None], b[..., :2], math.inf).amin(2)
     high = torch.where(member[..., None], b[..., 2:], -math.inf).amax(2)
-    own = member.diagonal(dim1=1, dim2=2)
+    own = member.diagonal(dim1=1, dim2=2) & (labels > 0)
     return torch.where(own[..., None], torch.cat([low, high], -1), 0), labels * own
 
 # %% ../nbs/50_detection.ipynb #0a92899f
