@@ -25,13 +25,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# %% ../nbs/50_detection.ipynb #cc3ef8f1
+# %% ../nbs/50_detection.ipynb #284b7e31
 from . import __version__, gan, training
 from .classifier import digest
 from .data import ImageSet, data_root, image_grid, photo, read_picture, to_float
 from .files import read_tensors, write_json, write_png, write_tensors
 from .generator import Generator
-from .masks import box_mask, mask_to_owners
+from .masks import box_mask
 from .mixing import free_memory
 from .training import seeded, settings_text
 
