@@ -1,7 +1,7 @@
 """Write README.md from nbs/index.ipynb; with --check, only say whether it is in sync.
 
-nbconvert does the work. Hidden cells are dropped, pictures go to README_files/, and links are turned from
-relative to nbs/ into relative to the repository's root."""
+nbconvert does the work. Hidden cells are dropped, pictures go to README_files/ with the cell's `#| fig-alt:` as their text,
+and links are turned from relative to nbs/ into relative to the repository's root."""
 import argparse
 import posixpath
 import re
@@ -28,13 +28,17 @@ def render():
     "README.md's text, and the pictures it shows by path"
     nb = nbformat.read(root/"nbs/index.ipynb", 4)
     nb.cells = [cell for cell in nb.cells if not re.match(r"#\|\s*hide\b", cell.source)]
+    said = []
     for cell in nb.cells:
         if cell.cell_type != "code": continue
+        alt = re.search(r"^#\|\s*fig-alt:\s*(.+)$", cell.source, re.M)
+        said += [alt[1] if alt else ""]*sum("image/png" in output.get("data", {}) for output in cell.outputs)
         if re.search(r"^#\|\s*echo:\s*false", cell.source, re.M): cell.metadata["transient"] = {"remove_source": True}
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
     extract = ExtractOutputPreprocessor(output_filename_template="{cell_index}_{index}{extension}", enabled=True)
     exporter = MarkdownExporter(preprocessors=[extract])
     text, resources = exporter.from_notebook_node(nb, {"unique_key": "README", "output_files_dir": pictures})
+    text = re.sub(r"!\[png\]", lambda _: f"![{said.pop(0)}]", text)
     text = "\n".join(line.rstrip() for line in link.sub(from_root, text).splitlines())
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return "<!-- written from nbs/index.ipynb by .ci/readme.py: edit there -->\n\n" + text, resources.get("outputs", {})
