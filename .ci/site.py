@@ -186,11 +186,13 @@ def plain(text):
     text = FENCE.sub(" ", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"^\s*(?:#+|>|[-*]|\d+\.)\s+", "", text, flags=re.M)
+    text = re.sub(r"\\[,;! ]", "", re.sub(r"\\([a-zA-Z]+)", r"\1", re.sub(r"\\(?:math|text|operatorname)\w*\{([^}]*)\}", r"\1", text)))
     return re.sub(r"\s+", " ", re.sub(r"\*\*|\$|`|(?<!\w)[*_]|[*_](?!\w)", "", text)).strip()
 
 
-def describe(heading, prose, longest=240):
-    "Alternative text of a figure: its section, and the last sentences before it"
+def describe(heading, prose, longest=300):
+    "Alternative text of a figure: its section, and the last sentences before it; in a first cell, the line of what the notebook is"
+    if line := re.match(r"#\s+.*\n\s*>\s*(.+)", prose): prose = line[1]
     paragraphs = [p for p in re.split(r"\n\s*\n", FENCE.sub("\n\n", prose)) if not re.match(r"\s*(#|\||:::)", p) and plain(p)]
     sentences = re.split(r"(?<=[.:?!])\s+(?=[A-Z“\"(])", plain(paragraphs[-1])) if paragraphs else []
     while len(sentences) > 1 and len(" ".join(sentences)) > longest: sentences.pop(0)

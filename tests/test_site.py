@@ -244,8 +244,10 @@ def test_code_in_prose_is_linked_where_its_name_has_one_owner():
 def test_alternative_text():
     cells = bridged(md("## Segments\n\nFirst.\n\nFour pictures, *outlined* by `segment`:"), py("show()"), py("#| fig-alt: Four pictures\nshow()"), md("### Noise in $q$"), py("show()"))
     assert [cell.metadata.mystnb.image.alt for cell in cells if cell.cell_type == "code"] == ["Segments: Four pictures, outlined by segment", "Four pictures", "Noise in q"]
+    first, = [cell for cell in bridged(md("# table_1\n\n> Accuracies.\n\nMore."), py("show()")) if cell.cell_type == "code"]
+    assert first.metadata.mystnb.image.alt == "table_1: Accuracies."
     long = code.describe("H", "Word upon word upon word. "*20 + "The last sentence.")
-    assert len(long) < 250 and long.endswith("The last sentence.")
+    assert len(long) < 310 and long.endswith("The last sentence.")
 
 
 def test_docments(tmp_path):

@@ -23,6 +23,9 @@ python_maximum_signature_line_length = 80
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
+# quotation marks stay as the notebooks have them: in the reference most are code
+smartquotes = False
+
 # nothing on a page comes from another host
 mathjax_path = "mathjax/tex-chtml-full.js"
 
