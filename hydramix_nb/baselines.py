@@ -29,6 +29,7 @@ from .classifier import Method
 from .data import ImageSet, crop_flip, to_float, to_uint8
 from .losses import laplacian_pyramid
 from .mixing import ChimeraMix, GridMix, HydraMix, Mixer, MixUp, MixUpN, NMix, SegMix, check_floats
+from .training import seeded
 
 # %% ../nbs/34_baselines.ipynb #ff28bdaf
 def rectangles(
@@ -333,8 +334,7 @@ def fit_latents(
     batch_size = min(batch_size or (32 if large else 128), len(train))
     repeats = max((30 if large else 500) // max(len(train) // len(train.classes), 1), 1)
     steps = steps or 200 * math.ceil(len(train) * repeats / batch_size)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         generator = LatentGenerator(images.shape[1], images.shape[-1], latent, features=features).to(device)
         judge = small_network(images.shape[1], len(train.classes)).to(device)
         latents = F.normalize(torch.randn(len(train), latent, device=device)).requires_grad_()
@@ -461,8 +461,7 @@ class SuperMix(Mixer):
         settings.pop("pool", None)
         config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
         self.teacher = (teacher or classifier.fit(train, train, None, config, progress=progress).model).eval()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with seeded(seed, device):
             self.fill(count, alpha, settings, progress)
 
     def fill(self, count, alpha, settings, progress):
@@ -501,6 +500,7 @@ class SuperMix(Mixer):
 
     def augment(self, images, labels, p_gen=None):
         "With probability p_gen mixed images whose larger part has these labels, with their mixed labels"
+        check_floats(images)
         return self.draw(labels) if torch.rand(()) < (self.p_gen if p_gen is None else p_gen) else (images, labels)
 
 SUPERMIX_PROFILES = dict(paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2))
@@ -548,6 +548,7 @@ GENERATORS = {
     "HydraMix": {},
     "ChimeraMix+Seg": dict(mixing="segments", n_images=2),
     "ChimeraMix+Grid": dict(mixing="grid", n_images=2),
+    "ChimeraMix": dict(mixing="segments", n_images=2),
 }
 
 # %% ../nbs/34_baselines.ipynb #df02c38d
@@ -567,6 +568,7 @@ METHODS = {
     "NMix": mixes(NMix),
     "ChimeraMix+Grid": needs_generator(ChimeraMix, "ChimeraMix+Grid"),
     "ChimeraMix+Seg": needs_generator(ChimeraMix, "ChimeraMix+Seg"),
+    "ChimeraMix": needs_generator(ChimeraMix, "ChimeraMix"),
     "HydraMix": needs_generator(HydraMix, "HydraMix"),
     "DiffuseMix": edited,
     "AutoAugment": lambda train, trained=None: Method(transform=Policy("AutoAugment", train.images.shape[-1])),

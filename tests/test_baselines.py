@@ -14,6 +14,7 @@ from hydramix_nb.files import write_png
 TABLES = {
     1: ["Baseline", "Cutout", "Random Erasing", "Cosine", "MixUp", "MixUpN", "Scattering", "GLICO", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix", "SuperMix"],
     2: ["AutoAugment", "TrivialAugment", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
+    3: ["Baseline", "MixUp", "ChimeraMix", "HydraMix"],
     5: ["Baseline", "DiffuseMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
     6: ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]}
 
@@ -50,7 +51,7 @@ def edited(tmp_path_factory):
 
 def test_the_registry_holds_every_method_of_the_tables_and_cutmix():
     assert {name for names in TABLES.values() for name in names} | {"CutMix"} == set(METHODS)
-    assert set(GENERATORS) == {"HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid"}
+    assert set(GENERATORS) == {"HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid", "ChimeraMix"} and GENERATORS["ChimeraMix"] == GENERATORS["ChimeraMix+Seg"]
     for changes in GENERATORS.values(): gan.profile("paper", 32, **changes)
 
 
@@ -75,7 +76,7 @@ def test_every_method_works_in_grey_and_under_a_policy(name, trained, edited):
     training = classifier.Training(GREY, method, CONFIG)
     images, targets = training.inputs(torch.arange(6))
     assert images.shape == (6, 1, 16, 16) and images.abs().max() <= 1 + 1e-5
-    assert targets.shape in ((6,), (6, 3)) and training.step().isfinite()
+    assert targets.shape in ((6,), (6, 3)) and all(loss.isfinite() for loss in training.step().values())
 
 
 def test_a_policy_comes_before_cutout_and_reaches_generated_images(trained):
@@ -118,6 +119,13 @@ def test_what_cannot_be_built_is_refused(name, settings, message):
 def test_a_generator_of_another_kind_is_refused(trained):
     with pytest.raises(ValueError, match="mixing='grid'"): build("ChimeraMix+Grid", TRAIN, trained=trained["colour"]["HydraMix"])
     with pytest.raises(ValueError, match="mixing='hydra'"): build("HydraMix", TRAIN, trained=trained["colour"]["ChimeraMix+Seg"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mixers_refuse_images_that_are_not_floats(name, trained, edited):
+    mixer = build(name, TRAIN, trained=trained["colour"].get(name), profile="tiny", progress=False, **edited.get(name, {})).mixer
+    if mixer is None: return
+    with pytest.raises(TypeError, match="to_float"): mixer.augment(TRAIN.images[:3], TRAIN.labels[:3], 1.)
 
 
 def test_own_methods_may_take_settings_or_none(monkeypatch):
