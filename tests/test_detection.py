@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("pycocotools")
 
 from hydramix_nb import detection, gan, training
-from hydramix_nb.detection import (Scenes, SceneMix, Squares, average_precision, box_area, clip_boxes, merge, mixed_boxes, n_shot, object_mask, partners, read_annotations, read_coco,
-                                   read_scene, results, unite, visible_boxes)
+from hydramix_nb.detection import (Scenes, SceneMix, Squares, average_precision, box_area, clip_boxes, coco_results, merge_boxes, mixed_boxes, n_shot, object_mask, partners,
+                                   read_annotations, read_coco, read_scene, unite_windows, visible_boxes)
 from hydramix_nb.files import write_json, write_png, write_tensors
 from hydramix_nb.masks import box_mask
 
@@ -103,7 +103,7 @@ def test_category_ids_with_gaps_go_to_labels_and_back(tmp_path):
     scenes = make(tmp_path, [[(9, 1, 1, 9, 9), (2, 5, 5, 9, 9)]])
     assert scenes.categories == [2, 5, 9] and scenes.classes == ["thing 2", "thing 5", "thing 9"]
     assert scenes.target(0)["labels"].tolist() == [3, 1]
-    found = results(scenes, 0, **scenes.target(0), scores=torch.ones(2))
+    found = coco_results(scenes, 0, **scenes.target(0), scores=torch.ones(2))
     assert [r["category_id"] for r in found] == [9, 2]
     assert found[0]["bbox"] == [1, 1, 9, 9] and found[0]["image_id"] == 0
 
@@ -234,18 +234,18 @@ def test_a_box_that_covers_everything_leaves_nothing_of_the_others(tmp_path):
 def test_equal_windows_are_one_picture():
     index, windows = torch.tensor([[3, 3, 3]]), torch.tensor([[[1, 2, 0], [1, 2, 1], [1, 2, 0]]])
     mask = torch.eye(3)[None, :, :, None].expand(1, 3, 3, 2)
-    owned, first = unite(index, windows, mask)
+    owned, first = unite_windows(index, windows, mask)
     assert first.tolist() == [[True, True, False]]
     assert torch.equal(owned[0, 0], mask[0, 0] + mask[0, 2]) and torch.equal(owned.sum(1), mask.sum(1))
 
 
 def test_merging_is_for_one_class_and_different_images():
     near = torch.tensor([[[[0., 0, 20, 20], [1, 0, 21, 20]], [[0, 1, 20, 21], [40, 40, 60, 60]]]])
-    boxes, labels = merge(near, torch.tensor([[[1, 1], [2, 1]]]))
+    boxes, labels = merge_boxes(near, torch.tensor([[[1, 1], [2, 1]]]))
     assert labels.tolist() == [[1, 1, 2, 1]] and torch.equal(boxes, near.flatten(1, 2)), "boxes of one image stay apart, and so do classes"
-    boxes, labels = merge(near, torch.tensor([[[1, 0], [1, 1]]]))
+    boxes, labels = merge_boxes(near, torch.tensor([[[1, 0], [1, 1]]]))
     assert labels.tolist() == [[1, 0, 0, 1]] and boxes[0, 0].tolist() == [0, 0, 20, 21]
-    assert torch.equal(merge(near, torch.zeros(1, 2, 2, dtype=torch.long))[0], torch.zeros(1, 4, 4))
+    assert torch.equal(merge_boxes(near, torch.zeros(1, 2, 2, dtype=torch.long))[0], torch.zeros(1, 4, 4))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -298,11 +298,11 @@ def noisy(scenes, seed, spread=4.):
         other = torch.rand(n, generator=g) < .2
         labels[other] = torch.randint(1, len(scenes.classes) + 1, (n,), generator=g)[other]
         kept = (torch.rand(n, generator=g) < .8) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-        found += results(scenes, i, boxes[kept], labels[kept], torch.rand(n, generator=g)[kept])
+        found += coco_results(scenes, i, boxes[kept], labels[kept], torch.rand(n, generator=g)[kept])
     return found
 
 
-def perfect(scenes): return [r for i in range(len(scenes)) for r in results(scenes, i, **scenes.target(i), scores=torch.ones(len(scenes.target(i)["labels"])))]
+def perfect(scenes): return [r for i in range(len(scenes)) for r in coco_results(scenes, i, **scenes.target(i), scores=torch.ones(len(scenes.target(i)["labels"])))]
 
 
 def test_figures_are_those_of_pycocotools(cutouts):
@@ -327,7 +327,7 @@ def test_figures_on_real_coco_are_those_of_pycocotools():
 def test_a_find_within_a_crowd_is_neither_right_nor_wrong(cutouts):
     val = cutouts[1]
     i, k = val.crowd.nonzero()[0].tolist()
-    coin = results(val, i, val.boxes[i, k][None], val.labels[i, k][None], torch.ones(1))
+    coin = coco_results(val, i, val.boxes[i, k][None], val.labels[i, k][None], torch.ones(1))
     assert average_precision(val, perfect(val) + coin) == dict(AP=100, AP50=100, AP75=100)
     elsewhere = [{**coin[0], "image_id": val.ids[-1], "score": 2}]
     assert average_precision(val, perfect(val) + elsewhere)["AP"] < 100, "in a picture without objects every find is wrong"
@@ -461,6 +461,8 @@ def test_sets_and_settings_that_do_not_fit_are_named(cutouts, tmp_path):
     with pytest.raises(ValueError, match="the training set has 1 images and not one box"): detection.fit(train.subset([11]), val, config=TINY)
     with pytest.raises(ValueError, match="not a single box in 1 images"): detection.fit_generator(Squares(train.subset([11]), 32), detection.generator_profile("tiny"))
     with pytest.raises(ValueError, match="scenes are at 48 pixels, config.image_size is 32"): detection.fit_generator(Squares(train, 48), detection.generator_profile("tiny"))
+    with pytest.raises(ValueError, match="other scenes"): detection.fit(train, val, SceneMix(Squares(n_shot(train, 1, 0), 32)), TINY)
+    with pytest.raises(ValueError, match="the mixer works on cpu, training on cuda"): detection.fit(train, val, SceneMix(Squares(train, 32)), TINY, device="cuda")
     for changes in (dict(steps=0), dict(lr=0), dict(momentum=1.), dict(score=-1)):
         with pytest.raises(ValueError, match=next(iter(changes))): detection.profile("tiny", **changes)
     with pytest.raises(ValueError, match="'huge'"): detection.profile("huge")
