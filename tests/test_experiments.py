@@ -8,6 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from hydramix_nb import runs
+
 papermill = pytest.importorskip("papermill")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +17,9 @@ EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
 PROFILES = {"paper", "small", "tiny"}
 TABLE = dict(engine="local", datasets=["photos"], samples_per_class=[2], seeds=[0], methods=["Baseline", "HydraMix"], n_images=[2, 4], p_gen=[0.0, 0.5], image_size=[32, 48],
              segment_noise=[0.0, 1.0], auto_augment=["none", "TrivialAugment"], device="cpu", results="")
-METHODS = dict(table_2=["HydraMix"], table_6=["NMix", "HydraMix"], figure_4=["NMix", "HydraMix"])
+OTHERS = dict(table_2=dict(methods=["HydraMix"]), table_4=dict(methods=["DINO", "DINO+HydraMix"]), table_6=dict(methods=["NMix", "HydraMix"]), figure_4=dict(methods=["NMix", "HydraMix"]),
+              table_8=dict(methods=["Baseline", "Baseline+HydraMix"], datasets=["cutouts"], samples_per_class=[1]))
+RUNS = dict(classify="table_1", pretrain="table_4", detect="table_8") # notebooks that are one run, and a table that executes them
 QUICKSTART = dict(samples_per_class=2, n_images=2, image_size=32, generator_steps=2, classifier_steps=4)
 
 
@@ -31,7 +35,7 @@ def parameters(path):
 
 def tiny(path, known):
     "Settings with which the notebook takes seconds"
-    if "engine" in known: return {name: value for name, value in dict(TABLE, methods=METHODS.get(path.stem, TABLE["methods"]), profile="tiny").items() if name in known}
+    if "engine" in known: return {name: value for name, value in dict(TABLE, **OTHERS.get(path.stem, {}), profile="tiny").items() if name in known}
     settings = dict(QUICKSTART, test_images=50) if path.stem == "quickstart" else {}
     return {name: value for name, value in dict(settings, profile="tiny").items() if name in known or name in QUICKSTART}
 
@@ -60,12 +64,13 @@ def test_has_the_parameters_that_runs_rely_on(path):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    "The folder of runs of all tables: what one has done, the next one finds"
-    return tmp_path_factory.mktemp("runs")
+def shared(tmp_path_factory, worker_id):
+    "The folder of runs of all tables: what one has done, the next one finds, also where two processes test"
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent)/"runs-of-tables"
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem not in RUNS], ids=by_name)
 def test_runs_at_tiny_settings(path, tmp_path, shared):
     known = papermill.inspect_notebook(str(path))
     settings, out = tiny(path, known), shared if "engine" in known else tmp_path/"out"
@@ -76,9 +81,16 @@ def test_runs_at_tiny_settings(path, tmp_path, shared):
         made = {p.suffix for p in (out/"tables").glob(f"{path.stem}.*")}
         assert made >= ({".png", ".pdf"} if path.stem.startswith("figure") else {".md", ".tex"}), f"made {made}"
         assert not list(out.glob("*/*/error.json")), "a run has failed"
+        notebook = runs.notebook_of(path.stem) if path.stem in runs.EXPERIMENTS else None
+        assert not notebook or list(out.glob(f"{notebook}/*/{notebook}.ipynb")), f"{notebook} was not executed"
     if "out" not in known: return
     result = json.loads((out/"result.json").read_text(encoding="utf-8")) if (out/"result.json").exists() else None
     if path.stem == "quickstart":
         assert result, "no result.json"
         assert list(out.glob("*.png")) and list(out.glob("*.pdf")), "figures are written as PNG and PDF"
     assert not [p for p in out.rglob("*") if p.suffix in {".tmp", ".partial"}], "half-written files are left behind"
+
+
+def test_every_notebook_that_is_one_run_is_executed_by_a_table():
+    assert {runs.notebook_of(table) for table in runs.EXPERIMENTS} == set(RUNS)
+    for notebook, table in RUNS.items(): assert runs.notebook_of(table) == notebook and ROOT/f"nbs/experiments/{table}.ipynb" in EXPERIMENTS
