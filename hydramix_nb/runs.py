@@ -551,7 +551,7 @@ EXPERIMENTS = dict(
     table_5=dict(dataset=["stl10"], samples_per_class=[5], method=["Baseline", "DiffuseMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]),
     table_6=dict(dataset=PAPER, samples_per_class=[5, 10, 20, 30, 50, 100], method=TABLE_6),
     table_7=dict(dataset=PAPER, samples_per_class=[5, 10, 20, 30, 50, 100], method=["HydraMix"], n_images=[2, 3, 4, 5]),
-    table_8=dict(dataset=["coco:coco"], samples_per_class=[1, 3, 5, 10], method=["Baseline", "Baseline+HydraMix"]),
+    table_8=dict(dataset=["coco:coco"], samples_per_class=[1, 3], method=["Baseline", "Baseline+HydraMix"]),
     table_9=dict(dataset=PAPER, samples_per_class=[5], method=["HydraMix"], generator_dataset=PAPER),
     figure_4=dict(dataset=PAPER, samples_per_class=[5], method=TABLE_6),
     figure_5=dict(dataset=PAPER, samples_per_class=[5], method=["HydraMix"], p_gen=[round(p/10, 1) for p in range(11)]),
