@@ -584,6 +584,7 @@ def simplify(
     from hydramix_nb.baselines import GENERATORS, METHODS, POLICIES
     p = dict(parameters)
     one_of(p["method"], list(METHODS), "method"), one_of(p["profile"], list(gan.PROFILES), "profile"), one_of(p["auto_augment"], list(POLICIES), "auto_augment")
+    if p["method"] == "ChimeraMix": p |= dict(method="ChimeraMix+Seg") # Table 3 does not say which
     for name in (p["dataset"], p["generator_dataset"]):
         if name and ":" not in name: one_of(name, data.NAMES, "data set")
         elif name: one_of(name.partition(":")[0] + ":PATH", data.NAMES, "data set")
@@ -614,8 +615,8 @@ def grid(
     **axes,         # other parameters of the experiment's notebook: a value, or a list of values
 ) -> list: # a dict of parameters for each run, each run once
     "The runs that a table or figure of the paper is made of"
-    name, known = notebook_of(experiment), EXPERIMENTS[experiment]
-    notebook = find_notebook(name)
+    of, known = notebook_of(experiment), EXPERIMENTS[experiment]
+    notebook = find_notebook(of)
     given = dict(dataset=datasets, samples_per_class=samples_per_class, method=methods, seed=list(seeds), profile=profile, **axes)
     if datasets is not None and "generator_dataset" in known and given.get("generator_dataset") is None: given["generator_dataset"] = datasets
     lists = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in {**known, **{k: v for k, v in given.items() if v is not None}}.items()}
@@ -625,7 +626,7 @@ def grid(
     runs = {}
     for values in itertools.product(*(lists[k] for k in order)):
         run = complete(notebook, dict(zip(order, values, strict=True)))
-        if name == "classify": run = simplify(run)
+        if of == "classify": run = simplify(run)
         else: one_of(run["method"], known["method"], "method")
         runs[run_id(run)] = run
     return list(runs.values())

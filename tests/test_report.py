@@ -36,7 +36,8 @@ def test_methods_are_spelled_as_in_the_registry():
     from hydramix_nb.baselines import METHODS
     ours = set(report.reported()[report.reported().table.isin(list("126"))].method)
     assert ours <= set(METHODS), ours - set(METHODS)
-    for name, axes in runs.EXPERIMENTS.items(): assert set(axes["method"]) <= set(METHODS), name
+    for name, axes in runs.EXPERIMENTS.items():
+        if runs.notebook_of(name) == "classify": assert set(axes["method"]) <= set(METHODS), name
 
 
 @pytest.mark.parametrize("table", ["1", "2", "3", "6", "7", "9"])
