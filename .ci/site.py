@@ -220,6 +220,8 @@ def bridge(nb, library, folder="nbs", own=None):
             if "code-fold" in said: tags.append("hide-input")
             alt = said.get("fig-alt", "").strip("\"' ") or describe(heading, prose)
             cell.metadata["mystnb"] = {"image": {"alt": alt}}
+            for data in (o.data for o in cell.outputs if "text/markdown" in o.get("data", ())):
+                data["text/markdown"] = markdown(data["text/markdown"], library, folder, depth, own)
             if not cell.source.strip(): continue
         cells.append(cell)
     nb.cells = cells

@@ -231,6 +231,12 @@ def test_markdown():
         "[c](/CONTRIBUTING.md) [e](/experiments/index.md) [r](../../results/results.csv) [l](/api/masks.md)"
 
 
+def test_markdown_that_a_cell_prints():
+    cell = py("table")
+    cell.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": "[m](10_masks.ipynb#The-mask-of-HydraMix)", "text/plain": "m"})]
+    assert bridged(cell)[0].outputs[0].data["text/markdown"] == "[m](/10_masks.ipynb#the-mask-of-hydramix)"
+
+
 def test_code_in_prose_is_linked_where_its_name_has_one_owner():
     def said(text, **where): return bridged(md(text), **where)[0].source
     assert said("`hydra_mask`, `x`") == "{py:obj}`hydra_mask <hydramix_nb.masks.hydra_mask>`, `x`"

@@ -14,6 +14,7 @@ exclude_patterns = ["static"]
 # the notebooks as they are: none is run
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 6
