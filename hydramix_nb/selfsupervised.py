@@ -488,5 +488,5 @@ def linear_probe(
     optimizer.step(objective)
     return probe.eval().requires_grad_(False)
 
-# %% ../nbs/52_selfsupervised.ipynb #b763dcdc
-DINO_METHODS = {"DINO": None, "DINO+ChimeraMix": "ChimeraMix+Seg", "DINO+HydraMix": "HydraMix"} # rows of Table 4 → methods of `baselines`, whose mixers they use
+# %% ../nbs/52_selfsupervised.ipynb #6001d156
+DINO_METHODS = {"DINO": None, "DINO+ChimeraMix": "ChimeraMix", "DINO+HydraMix": "HydraMix"} # rows of Table 4 → methods of `baselines`, whose mixers they use
