@@ -41,7 +41,7 @@ def render():
     text = re.sub(r"!\[png\]", lambda _: f"![{said.pop(0)}]", text)
     text = "\n".join(line.rstrip() for line in link.sub(from_root, text).splitlines())
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-    return "<!-- written from nbs/index.ipynb by .ci/readme.py: edit there -->\n\n" + text, resources.get("outputs", {})
+    return "<!-- written from nbs/index.ipynb by .ci/readme.py: edit there -->\n\n" + text, {name: data for name, data in resources.get("outputs", {}).items() if f"({name})" in text}
 
 
 def main():

@@ -132,3 +132,9 @@ def test_readme_costs_are_those_measured():
         assert cell == f"{min(seconds):.0f}–{max(seconds):.0f} s", method
     seconds = [float(r["generator_seconds"]) for r in rows if r["method"] == "HydraMix"]
     assert cells[4] == f"{min(seconds):.0f}–{max(seconds):.0f} s"
+def test_readme_picture_is_small_and_described():
+    pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
+    assert pictures
+    for alt, target in pictures:
+        assert len(alt) > 20, target
+        assert (ROOT/target).stat().st_size < 150_000, target
