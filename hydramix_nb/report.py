@@ -247,13 +247,13 @@ def table(
             line = [next((r for r in block.itertuples() if r.method == method and r.samples_per_class == c and (not varied or getattr(r, varied) == value)), None) for c in columns]
             grid.append(line)
             texts = [[plus_minus(r.mean, r.std, r.n), plus_minus(r.paper_mean, r.paper_std), "–" if math.isnan(r.difference) else f"{r.difference:+.2f}".replace("-", "−")] if r else ["–"]*3 for r in line]
-            body.append([data, method + (LABELS[varied](value) if varied else ""), *(t for cell in texts for t in cell)])
+            body.append([data if len(body) == first else "", method + (LABELS[varied](value) if varied else ""), *(t for cell in texts for t in cell)])
         for c in range(len(columns)):
             for offset, name in ((0, "mean"), (1, "paper_mean")):
                 values = [getattr(line[c], name) if line[c] else math.nan for line in grid]
                 ranks |= {(first + i, 2 + 3*c + offset): rank for i, rank in rank_of(values).items()}
-    each = "per class" if runs.notebook_of(experiment) != "detect" else "images of each class"
-    head = [["", ""] + [t for c in columns for t in (f"{c} {each}", "", "")], ["data", "method"] + ["here", "paper", "Δ"]*len(columns)]
+    each = "-shot" if runs.notebook_of(experiment) == "detect" else " per class"
+    head = [["", ""] + [t for c in columns for t in (f"{c}{each}", "", "")], ["data", "method"] + ["here", "paper", "Δ"]*len(columns)]
     theirs = ", ".join(f"{d} beside the paper's {COUNTERPART[d]}" for d in sorted(set(cells.data)) if COUNTERPART.get(d) not in (None, d))
     return Table(head, body, ranks, f"{metric}, mean ± standard deviation over (n) seeds; profile {profile}" + NOTES[profile] + (f". {theirs}." if theirs else "."))
 
