@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'WideBlock', 'wide_resnet', 'network', 'Config', 'profile', 'Method', 'mixes_labels', 'predict',
-           'evaluate', 'Training', 'describe', 'digest', 'Result', 'fit', 'check']
+           'evaluate', 'recordable', 'Training', 'describe', 'digest', 'Result', 'fit', 'check', 'step_bytes']
 
 # %% ../nbs/32_classifier.ipynb #fad36853
 import hashlib
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 # %% ../nbs/32_classifier.ipynb #938c36d5
 from . import training
 from .data import ImageSet, crop_flip, to_float
-from .mixing import MixUp
+from .mixing import Mixer, MixUp
+from .speed import Graph, chunks_that_fit, kept_bytes, mixed_precision, quick, ready, set_rate
 from .training import seeded, settings_text
 
 # %% ../nbs/32_classifier.ipynb #9fb42485
@@ -173,6 +174,15 @@ def evaluate(
     confusion = torch.bincount(test.labels * n + outputs.argmax(1), minlength=n * n).view(n, n)
     return *(100 * int(found.sum()) / len(test) for found in (ranked[:, 0], ranked.any(1))), confusion.cpu()
 
+# %% ../nbs/32_classifier.ipynb #4c78c641
+def recordable(
+    method, # a Method
+) -> bool:
+    "Whether all that changes from step to step is the mixer's coin and random numbers drawn on the device"
+    mixer = method.mixer
+    known = mixer is None or (isinstance(mixer, Mixer) and not mixes_labels(mixer) and type(mixer).augment is Mixer.augment)
+    return known and method.transform is None and method.network is None and method.loss is F.cross_entropy
+
 # %% ../nbs/32_classifier.ipynb #e63a0fc4
 class Training(training.Training):
     "A network, its SGD and a method. One call of `step` is one SGD step"
@@ -181,34 +191,51 @@ class Training(training.Training):
         method:Method,  # what is trained how
         config:Config,  # settings
         test:ImageSet|None=None, # judged on now and then
+        *, fast:bool|None=None, # see `speed.ready`
     ):
         super().__init__(train, config)
         self.method, self.test, self.judged = method, test, None
         channels, classes = train.images.shape[1], len(train.classes)
         net = method.network(channels, classes) if method.network else network(config.network, channels, classes, config.dropout)
         self.model = self.networks["model"] = net.to(self.device).train()
+        self.on = ready([net], fast, recorded=recordable(method))
         groups = net.parameter_groups() if hasattr(net, "parameter_groups") else net.parameters()
-        self.optimizers["model"] = torch.optim.SGD(groups, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0)
-        self.rates = [group["lr"] for group in self.optimizers["model"].param_groups]
+        self.optimizers["model"] = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0,
+                                                   **(quick(self.device, config.lr) if self.on else dict(lr=config.lr)))
+        self.rates = [float(group["lr"]) for group in self.optimizers["model"].param_groups]
+        self.forward = torch.compile(net) if "compiled" in self.on else net
+        self.graphs = None
+        if "recorded step" in self.on:
+            for group, rate in zip(self.optimizers["model"].param_groups, self.rates): group["lr"] = torch.tensor(rate, device=self.device)
+            self.graphs = {generated: Graph(partial(self.learn, generated=generated)) for generated in (False, True)}
 
-    def inputs(self, index):
-        "A batch as the method wants it: images and targets"
+    def inputs(self, index, generated=None):
+        "A batch as the method wants it: images and targets. `generated` is the mixer's coin, if it was tossed already"
         images, labels, method = to_float(self.train.images[index]), self.train.labels[index], self.method
         if self.config.augment: images = crop_flip(images)
         transform = method.transform or (lambda images: images)
         if method.mixer is None: return transform(images), labels
         if mixes_labels(method.mixer): return method.mixer.augment(transform(images), labels, method.p_gen)
-        images, targets = method.mixer.augment(images, labels, method.p_gen)
-        return transform(images), targets
+        if generated is None: images, labels = method.mixer.augment(images, labels, method.p_gen)
+        elif generated: images = method.mixer(labels)
+        return transform(images), labels
 
     def step(self):
         "One step; the loss before it, on the device"
-        images, targets = self.inputs(self.next())
-        for group, rate in zip(self.optimizers["model"].param_groups, self.rates): group["lr"] = rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2
-        loss = self.method.loss(self.model(images), targets)
-        self.update("model", loss)
+        for group, rate in zip(self.optimizers["model"].param_groups, self.rates): set_rate(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
+        index, mixer = self.next(), self.method.mixer
+        if self.graphs is None: losses = self.learn(index)
+        else: losses = self.graphs[mixer is not None and mixer.tosses(self.method.p_gen)](index)
         self.done += 1
-        return dict(loss=loss)
+        return losses
+
+    def learn(self, index, generated=None):
+        "What a step computes for these images; nothing in it waits for a GPU"
+        with mixed_precision(self.on, self.device):
+            images, targets = self.inputs(index, generated)
+            loss = self.method.loss(self.forward(images), targets)
+        self.update("model", loss)
+        return dict(loss=loss.detach())
 
     def measure(self):
         "Accuracy on the test set, in percent"
@@ -258,14 +285,17 @@ def fit(
     *, folder=None,      # where checkpoint and TensorBoard log go; a checkpoint found there is gone on from
     checkpoint_minutes:float=5, # minutes between checkpoints
     progress:bool=True,  # show a progress bar
+    fast:bool|None=None, # None: what is known to win on the device; False: the plain reference; True: torch.compile as well
 ) -> Result:
     "Train a classifier from scratch (4.1): SGD with Nesterov momentum, cosine to 0, a share of the batches generated"
     config = config or profile(size=max(train.images.shape[-2:]))
     method = method if isinstance(method, Method) else Method(mixer=method)
     check(train, test)
     settings = settings_text(config=asdict(config), images=train.digest(), method=describe(method))
+    if method.network is None: chunks_that_fit(1, *step_bytes(config, train), train.device, "batch_size, or take a smaller network")
     with seeded(config.seed, train.device):
-        state = Training(train, method, config, test.to(train.device))
+        state = Training(train, method, config, test.to(train.device), fast=fast)
+        if progress: print(f"classifier: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}")
         training.run(state, folder, settings, name="classifier", kind="classifier checkpoint", checkpoint_minutes=checkpoint_minutes, looks=config.evaluations, progress=progress)
         accuracy, top5, confusion = state.judged or evaluate(state.model, state.test)
     return Result(state.model.eval(), accuracy, top5, confusion, state.history, config)
@@ -276,3 +306,9 @@ def check(train, test):
     if list(train.classes) != list(test.classes): raise ValueError(f"the test set has other classes than the training set: {test.classes[:5]}… against {train.classes[:5]}…")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(f"test images are {tuple(test.images.shape[1:])}, training images {tuple(train.images.shape[1:])}: load both with the same size=…")
+def step_bytes(config, train):
+    "Memory of a step and of the test set's batches, from shapes alone (`speed.kept_bytes`), and of weights, gradients and momentum"
+    with torch.device("meta"):
+        net = network(config.network, train.images.shape[1], len(train.classes), config.dropout)
+        images = torch.empty(config.batch_size, *train.images.shape[1:])
+    return 1.5 * kept_bytes(lambda: net(images)), 3 * sum(p.nbytes for p in net.parameters())

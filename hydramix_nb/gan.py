@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIXINGS', 'PROFILES', 'Config', 'profile', 'resize', 'label_maps', 'draw', 'mixing_mask', 'compositions',
-           'generator_loss', 'discriminator_loss', 'Training', 'Trained', 'weights_path', 'load', 'check', 'finished',
-           'fit']
+           'generator_loss', 'discriminator_loss', 'step_bytes', 'Training', 'Trained', 'weights_path', 'load', 'check',
+           'finished', 'fit']
 
 # %% ../nbs/26_gan.ipynb #594d4233
 import json
@@ -24,6 +24,7 @@ from .files import read_tensors, write_tensors
 from .generator import Generator
 from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
 from .masks import color_owners, downsample, grid_mask, hydra_mask, mask_to_owners, noisy_segments, pair_mask, segment
+from .speed import Graph, chunks_that_fit, kept_bytes, mixed_precision, quick, ready, set_rate
 from .training import CHECKPOINT, checkpoint_header, epoch_steps, seeded, settings_text
 
 # %% ../nbs/26_gan.ipynb #5a13a423
@@ -109,11 +110,12 @@ def label_maps(
     images:torch.Tensor, # uint8 [n,C,S,S], at the generator's size
     config:Config,       # mixing, segment_scale, min_size
     cache=None,          # folder for label maps
-) -> tuple: # int64 [n,S,S] on the images' device, and an upper bound of label + 1
+) -> tuple: # int16 [n,S,S] on the images' device (int32 beyond 32,767 labels), and an upper bound of label + 1
     "Segments of every image, once (3.2); grid masks look at none, so there all is one segment"
-    if config.mixing == "grid": return torch.zeros(len(images), *images.shape[-2:], dtype=torch.long, device=images.device), 1
+    if config.mixing == "grid": return torch.zeros(len(images), *images.shape[-2:], dtype=torch.int16, device=images.device), 1
     segments = segment(images, config.segment_scale, config.min_size, cache=cache)
-    return segments, int(segments.max()) + 1
+    n_segments = int(segments.max()) + 1
+    return segments.to(torch.int16 if n_segments < 2**15 else torch.int32), n_segments
 
 # %% ../nbs/26_gan.ipynb #93878755
 def draw(
@@ -185,6 +187,22 @@ def discriminator_loss(
     on_real, on_mixed = discriminator(torch.cat([real, mixed])).chunk(2)
     return (adversarial_loss(on_real, True) + adversarial_loss(on_mixed, False)) / 2
 
+# %% ../nbs/26_gan.ipynb #cea0fa2b
+def step_bytes(
+    config:Config, # settings
+    channels:int,  # of the images
+    n:int,         # images
+) -> tuple: # bytes of a step for each composition, and bytes for all together
+    "Memory of a step, from shapes alone: what autograd keeps and half of it again on the way back; weights, gradients and Adam's moments; images and label maps"
+    with torch.device("meta"):
+        nets = Generator(channels, config.features, config.encoder_blocks, config.decoder_blocks), Discriminator(channels, config.discriminator_features, config.strides)
+        S, s = config.image_size, config.image_size // Generator.scale
+        I, M = torch.empty(2, config.n_images, channels, S, S), torch.empty(2, config.n_images, s, s)
+    nets[1].requires_grad_(False)
+    one, two = (kept_bytes(lambda b=b: generator_loss(*nets, I[:b], M[:b], config)) for b in (1, 2))
+    weights = sum(p.nbytes for net in nets for p in net.parameters())
+    return 1.5 * (two - one), 4 * weights + 2 * one - two + n * S * S * (channels + 14)
+
 # %% ../nbs/26_gan.ipynb #e72345b6
 class Training(training.Training):
     "Generator and discriminator, their Adams, resident data. One call of `step` is one step of both sides"
@@ -192,23 +210,30 @@ class Training(training.Training):
         train:ImageSet, # the few images; training runs on their device
         config:Config,  # settings
         cache=None,     # folder for label maps
+        *, fast:bool|None=None, # see `speed.ready`
+        chunks:int|None=None,   # parts that the batch goes through in; None: as many as memory asks for
     ):
         super().__init__(train, config)
+        channels = train.images.shape[1]
+        self.chunks = chunks or chunks_that_fit(config.batch_size, *step_bytes(config, channels, len(train)), self.device, "image_size or features")
         self.images = resize(train.images, config.image_size)
         self.segments, self.n_segments = label_maps(self.images, config, cache)
-        channels = train.images.shape[1]
         self.generator = Generator(channels, config.features, config.encoder_blocks, config.decoder_blocks).to(self.device)
         self.discriminator = Discriminator(channels, config.discriminator_features, config.strides).to(self.device)
         self.networks = dict(generator=self.generator, discriminator=self.discriminator)
-        self.optimizers = {side: torch.optim.Adam(net.parameters(), config.lr, config.betas, weight_decay=config.weight_decay) for side, net in self.networks.items()}
+        self.on = ready(self.networks.values(), fast)
+        self.optimizers = {side: torch.optim.Adam(net.parameters(), betas=config.betas, weight_decay=config.weight_decay,
+                                                  **(quick(self.device, config.lr, adam=True) if self.on else dict(lr=config.lr))) for side, net in self.networks.items()}
+        self.losses = [torch.compile(f) if "compiled" in self.on else f for f in (generator_loss, discriminator_loss)]
+        self.both = Graph(self.both_sides) if "recorded step" in self.on else self.both_sides
 
     def lr(self):
         "Initial rate times γ for every milestone passed"
         return self.config.lr * self.config.gamma ** sum(self.done >= m * self.steps for m in self.config.milestones)
 
-    def batch(self):
+    def batch(self, first=None):
         "Indices [B,N] of the next batch: the first image walks through the shuffled, repeated set, the others are drawn from its class"
-        first = self.next()
+        if first is None: first = self.next()
         others = self.train.same_class(self.train.labels[first], self.config.n_images)[:, 1:]
         return torch.cat([first[:, None], others], 1)
 
@@ -218,16 +243,37 @@ class Training(training.Training):
 
     def step(self):
         "One step of the generator and one of the discriminator on the same batch (3.5)"
-        images, mask = self.draw(self.batch())
-        for optimizer in self.optimizers.values(): optimizer.param_groups[0]["lr"] = self.lr()
-        loss, mixed, terms = generator_loss(self.generator, self.discriminator.requires_grad_(False), images, mask, self.config)
-        self.update("generator", loss)
-        loss = discriminator_loss(self.discriminator.requires_grad_(True), images[:, 0], mixed.detach())
-        self.update("discriminator", loss)
+        for optimizer in self.optimizers.values(): set_rate(optimizer.param_groups[0], self.lr())
+        losses = self.both(self.next())
         self.done += 1
-        return {**terms, "discriminator": loss}
+        return losses
 
-    def measure(self): return dict(lr=self.optimizers["generator"].param_groups[0]["lr"])
+    def both_sides(self, first):
+        "What a step computes, from the first image of each composition on; nothing in it waits for a GPU"
+        images, mask = (x.chunk(self.chunks) for x in self.draw(self.batch(first)))
+        generator_loss, discriminator_loss = self.losses
+        self.discriminator.requires_grad_(False)
+        terms, mixed = self.side("generator", images, mask, lambda I, M: generator_loss(self.generator, self.discriminator, I, M, self.config))
+        self.discriminator.requires_grad_(True)
+        def judged(I, mixed):
+            loss = discriminator_loss(self.discriminator, I[:, 0], mixed)
+            return loss, mixed, dict(discriminator=loss)
+        return terms | self.side("discriminator", images, mixed, judged)[0]
+
+    def side(self, name, images, others, loss_of):
+        "Gradients of one chunk after the other, then a step of the optimiser; terms of the loss over the whole batch, and what was made on the way"
+        means, made = {}, []
+        self.optimizers[name].zero_grad(set_to_none=True)
+        for part, other in zip(images, others, strict=True):
+            with mixed_precision(self.on, self.device): loss, out, terms = loss_of(part, other)
+            share = len(part) / self.config.batch_size
+            (loss * share).backward()
+            for k, v in terms.items(): means[k] = means.get(k, 0) + v.detach() * share
+            made.append(out.detach())
+        self.optimizers[name].step()
+        return means, made
+
+    def measure(self): return dict(lr=float(self.optimizers["generator"].param_groups[0]["lr"]))
 
     def picture(self):
         "A row per class, six at most: images, mask, composition; the same ones every time"
@@ -307,6 +353,8 @@ def fit(
     picture_every:int|None=None, # steps between picture grids in `folder`; None: ten in all
     cache=None,           # folder for label maps, shared between trainings
     progress:bool=True,   # show a progress bar
+    fast:bool|None=None,  # None: what is known to win on the device; False: the plain reference; True: torch.compile as well
+    chunks:int|None=None, # parts that a batch goes through in, for less memory and the same gradients; None: as many as memory asks for
 ) -> Trained:
     "Train a generator on a few images (3.5). The same seed on the same machine gives the same weights on the CPU, interrupted or not"
     config = config or profile(size=max(train.images.shape[-2:]))
@@ -317,6 +365,7 @@ def fit(
         trained = finished(folder, settings, config, epoch_steps(train, config)[1], train.device)
         if trained: return trained
     with seeded(config.seed, train.device):
-        state = Training(train, config, cache)
+        state = Training(train, config, cache, fast=fast, chunks=chunks)
+        if progress: print(f"generator: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}{f'; in {state.chunks} chunks' * (state.chunks > 1)}")
         training.run(state, folder, settings, name="generator", checkpoint_minutes=checkpoint_minutes, picture_every=picture_every, progress=progress)
     return state.trained()

@@ -70,7 +70,7 @@ def laplacian_pyramid(
     if min(x.shape[-2:]) <= 2**levels:
         raise ValueError(f"{levels} levels need images of {2**levels + 1} pixels or more a side, not {x.shape[-2]}×{x.shape[-1]}: take fewer levels or larger images")
     x, pyramid = x.to(torch.promote_types(x.dtype, torch.float32)), []
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         for _ in range(levels):
             smaller = down(x)
             pyramid.append(x - up(smaller, x.shape[-2:]))

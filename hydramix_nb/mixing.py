@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Mixer', 'check_labels', 'check_floats', 'PixelMix', 'GridMix', 'SegMix', 'NMix', 'HydraMix', 'ChimeraMix',
-           'view_bytes', 'free_memory', 'check_views', 'MixUp', 'MixUpN', 'folder_name', 'about', 'claim', 'generate']
+           'view_bytes', 'check_views', 'Pool', 'MixUp', 'MixUpN', 'folder_name', 'about', 'claim', 'generate']
 
 # %% ../nbs/30_mixing.ipynb #482c36e9
 import copy
@@ -24,6 +24,7 @@ from .data import ImageSet, crop_flip, to_float, to_uint8
 from .files import write_png, write_text
 from .generator import Generator
 from .masks import downsample
+from .speed import free_memory
 from .training import seeded
 
 # %% ../nbs/30_mixing.ipynb #b8dbe186
@@ -48,6 +49,12 @@ class Mixer:
         check_labels(labels, self.train.classes)
         return self.mix(self.train.same_class(labels.to(self.train.labels.device), self.n_images)).to(labels.device)
 
+    def tosses(self,
+        p_gen:float|None=None, # chance of True; None: the method's own
+    ) -> bool:
+        "The coin of a batch; of the CPU's, so that no GPU has to be waited for"
+        return bool(torch.rand(()) < (self.p_gen if p_gen is None else p_gen))
+
     def augment(self,
         images:torch.Tensor, # float [B,C,H,W] in −1…1, of the training images' size
         labels:torch.Tensor, # int64 [B]
@@ -57,7 +64,7 @@ class Mixer:
         check_floats(images)
         if images.shape[1:] != self.train.images.shape[1:]:
             raise ValueError(f"a batch of {tuple(images.shape[1:])} cannot be replaced by images of {tuple(self.train.images.shape[1:])}: load both with the same size=…")
-        return (self(labels), labels) if torch.rand(()) < (self.p_gen if p_gen is None else p_gen) else (images, labels)
+        return (self(labels), labels) if self.tosses(p_gen) else (images, labels)
 
 def check_labels(labels, classes):
     "Labels are looked at on the CPU only: a GPU would have to be waited for"
@@ -135,7 +142,7 @@ class HydraMix(Mixer):
         side, n = self.config.image_size // Generator.scale, len(self.train) * views
         index = torch.arange(len(self.train), device=self.images.device).repeat_interleave(views)
         features = torch.empty(n, 4 * self.config.features, side, side, device=self.images.device)
-        maps = torch.empty(n, side, side, dtype=torch.long, device=self.images.device)
+        maps = torch.empty(n, side, side, dtype=self.segments.dtype, device=self.images.device)
         for at in torch.arange(n).split(256):
             part = slice(int(at[0]), int(at[-1]) + 1)
             x, s = to_float(self.images[index[part]]), self.segments[index[part]]
@@ -170,14 +177,6 @@ def view_bytes(
     side = config.image_size // Generator.scale
     return n * views * 4 * config.features * side**2 * 4
 
-def free_memory(device):
-    "Bytes that can still be had on a device; None where the system does not tell"
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
-    try: free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
-    except (OSError, IndexError, ValueError): return None
-    try: return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError): return free
-
 def check_views(views, n, config, device):
     "An error before memory runs out"
     if views < 1: raise ValueError(f"views={views}: 1 or more, or None for fresh crops every time")
@@ -185,6 +184,26 @@ def check_views(views, n, config, device):
     if free is not None and needed > 0.9 * free:
         raise ValueError(f"views={views} of {n} images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}: "
                          f"views={int(0.9 * free * views / needed)} would fit, views=None takes nothing")
+
+# %% ../nbs/30_mixing.ipynb #75299495
+class Pool(Mixer):
+    "Images of another mixer, made once, picked at random ever after: real images' speed for a recipe that is not the paper's"
+    def __init__(self,
+        mixer:Mixer,   # makes them
+        per_class:int, # images of each class
+        *, batch_size:int=64, # images at a time
+        seed:int=0,    # of what is made
+    ):
+        super().__init__(mixer.train)
+        if per_class < 1: raise ValueError(f"per_class={per_class}: 1 or more images of each class")
+        self.mixer, self.per_class, self.seed, self.p_gen = mixer, per_class, seed, mixer.p_gen
+        labels = torch.arange(len(self.train.classes), device=self.train.device).repeat_interleave(per_class)
+        with seeded(seed, self.train.device): self.images = torch.cat([to_uint8(mixer(part)) for part in labels.split(batch_size)])
+
+    def __call__(self, labels):
+        check_labels(labels, self.train.classes)
+        at = labels.to(self.images.device) * self.per_class
+        return to_float(self.images[at + torch.randint(self.per_class, at.shape, device=at.device)]).to(labels.device)
 
 # %% ../nbs/30_mixing.ipynb #6bb5b76b
 class MixUp(Mixer):
@@ -209,7 +228,7 @@ class MixUp(Mixer):
     def augment(self, images, labels, p_gen=None):
         "Mix the batch with shuffled copies of itself; one set of weights for the batch, as in the original"
         check_floats(images); check_labels(labels, self.train.classes)
-        if torch.rand(()) >= (self.p_gen if p_gen is None else p_gen): return images, labels
+        if not self.tosses(p_gen): return images, labels
         weights = self.weights(1, images.device)[0]
         targets = F.one_hot(labels, len(self.train.classes)).to(images.dtype)
         order = [torch.arange(len(labels), device=images.device)] + [torch.randperm(len(labels), device=images.device) for _ in range(self.n_images - 1)]
