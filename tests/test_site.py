@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/"nbs"
 ALL = sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
+pytestmark = pytest.mark.xdist_group("site") # one process builds it and opens the browser
 code = SimpleNamespace(**runpy.run_path(str(ROOT/".ci/site.py")))
 
 
