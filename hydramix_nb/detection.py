@@ -503,10 +503,11 @@ class SceneTraining(gan.Training):
         if squares.size != config.image_size: raise ValueError(f"scenes are at {squares.size} pixels, config.image_size is {config.image_size}")
         super().__init__(squares.centres(), replace(config, mixing="grid"))  # a grid asks for no segmentation
         self.squares, self.config = squares, config
+        self.both = self.both_sides  # never recorded: how boxes and windows are drawn has not been tried in a graph
 
-    def batch(self):
+    def batch(self, first=None):
         "Indices [B,N]: the first image walks through the set, the others share a class with it"
-        return partners(self.squares.holds, self.next(), self.config.n_images)
+        return partners(self.squares.holds, self.next() if first is None else first, self.config.n_images)
 
     def draw(self, index, config=None):
         "Windows and mask of the compositions `index`"
