@@ -92,6 +92,16 @@ def test_links_between_notebooks_lead_somewhere(path):
         if anchor: assert anchor in anchors(there), f"{path.name}: {target}, but {there.name} has no such heading"
 
 
+CHAPTERS = sorted(NBS.glob("[0-9]*.ipynb"))
+
+
+@pytest.mark.parametrize("path,after", list(zip(CHAPTERS, CHAPTERS[1:], strict=False)), ids=ids)
+def test_chapters_lead_on(path, after):
+    "The last lines of a chapter name the next"
+    last = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"][-1]
+    assert f"]({after.name})" in last.splitlines()[-1], f"{path.name} should end with a sentence that leads to {after.name}"
+
+
 # departures
 
 def test_departures_are_those_of_the_chapters(monkeypatch):
