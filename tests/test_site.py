@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -19,6 +20,8 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+
+from hydramix_nb.runs import Lock
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/"nbs"
@@ -31,7 +34,7 @@ code = SimpleNamespace(**runpy.run_path(str(ROOT/".ci/site.py")))
 @pytest.fixture(scope="module")
 def site():
     "The built site; the step before this one in .ci/run has usually built it"
-    done = subprocess.run([sys.executable, str(ROOT/".ci/site.py")], cwd=ROOT, capture_output=True, text=True)
+    with Lock(Path(tempfile.gettempdir())/"hydramix-site.lock"): done = subprocess.run([sys.executable, str(ROOT/".ci/site.py")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT/"_docs"
 
