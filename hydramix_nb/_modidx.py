@@ -704,6 +704,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'hydramix_nb/training.py'),
                                       'hydramix_nb.training.differences': ('training.html#differences', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training.epoch_steps': ('training.html#epoch_steps', 'hydramix_nb/training.py'),
+                                      'hydramix_nb.training.from_profile': ('training.html#from_profile', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training.interrupts': ('training.html#interrupts', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training.run': ('training.html#run', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training.seeded': ('training.html#seeded', 'hydramix_nb/training.py'),

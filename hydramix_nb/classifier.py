@@ -23,7 +23,7 @@ from . import training
 from .data import ImageSet, crop_flip, to_float
 from .mixing import Mixer, MixUp
 from .speed import Graph, chunks_that_fit, kept_bytes, mixed_precision, quick, ready, set_rate
-from .training import seeded, settings_text
+from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/32_classifier.ipynb #9fb42485
 class WideBlock(nn.Module):
@@ -118,11 +118,8 @@ def profile(
     **changes,        # fields of Config to set otherwise
 ) -> Config:
     "The paper's settings for images of this size, or a smaller version of them"
-    if name not in PROFILES: raise ValueError(f"profile {name!r}: one of {', '.join(PROFILES)}")
-    if wrong := sorted(set(changes) - {f.name for f in fields(Config)}):
-        raise ValueError(f"a classifier has no setting {wrong[0]!r}; it has {', '.join(f.name for f in fields(Config))}")
     column = {} if size <= 64 else dict(network="resnet50", batch_size=16, samples_per_epoch=120, lr=7.4e-3, weight_decay=4.1e-4)
-    return Config(**{**column, **PROFILES[name], **changes})
+    return from_profile(Config, PROFILES, name, changes, "a classifier", **column)
 
 PROFILES = dict(
     paper=dict(evaluations=200),

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 # %% ../nbs/50_detection.ipynb #cc2823c1
@@ -34,7 +34,7 @@ from .files import read_tensors, write_json, write_png, write_tensors
 from .generator import Generator
 from .masks import box_mask
 from .mixing import free_memory
-from .training import seeded, settings_text
+from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/50_detection.ipynb #e259341a
 CUTOUTS = dict(face=("astronaut", 150, 15, 270, 200), cup=("coffee", 85, 10, 500, 385), cat=("cat", 130, 0, 390, 285), coin=("coins", 313, 153, 381, 223))
@@ -527,8 +527,7 @@ def generator_profile(
     **changes,        # fields of gan.Config to set otherwise
 ) -> gan.Config:
     "How the generator of scenes is trained: as for STL-10, at 256 pixels"
-    if name not in GENERATOR_PROFILES: raise ValueError(f"profile {name!r}: one of {', '.join(GENERATOR_PROFILES)}")
-    return gan.profile(name, 96, **{**GENERATOR_PROFILES[name], **changes})
+    return gan.profile(name, 96, **{**GENERATOR_PROFILES.get(name, {}), **changes})
 
 GENERATOR_PROFILES = dict(paper=dict(image_size=256), small=dict(image_size=96, steps=300), tiny=dict())
 
@@ -624,9 +623,7 @@ def profile(
     **changes,        # fields of Config to set otherwise
 ) -> Config:
     "The usual recipe, or a smaller version of it"
-    if name not in PROFILES: raise ValueError(f"profile {name!r}: one of {', '.join(PROFILES)}")
-    if wrong := sorted(set(changes) - {f.name for f in fields(Config)}): raise ValueError(f"a detector has no setting {wrong[0]!r}; it has {', '.join(f.name for f in fields(Config))}")
-    return Config(**{**PROFILES[name], **changes})
+    return from_profile(Config, PROFILES, name, changes, "a detector")
 
 PROFILES = dict(
     paper={},

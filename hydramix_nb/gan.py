@@ -25,7 +25,7 @@ from .generator import Generator
 from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
 from .masks import color_owners, downsample, grid_mask, hydra_mask, mask_to_owners, noisy_segments, pair_mask, segment
 from .speed import Graph, chunks_that_fit, kept_bytes, mixed_precision, quick, ready, set_rate
-from .training import CHECKPOINT, checkpoint_header, epoch_steps, seeded, settings_text
+from .training import CHECKPOINT, checkpoint_header, epoch_steps, from_profile, seeded, settings_text
 
 # %% ../nbs/26_gan.ipynb #5a13a423
 @dataclass(frozen=True)
@@ -85,9 +85,8 @@ def profile(
     **changes,          # fields of Config to set otherwise
 ) -> Config:
     "The paper's settings for images of this size, or a smaller version of them"
-    if name not in PROFILES: raise ValueError(f"profile {name!r}: one of {', '.join(PROFILES)}")
     column = {} if size <= 64 else dict(image_size=96, segment_scale=400, min_size=400, batch_size=8, samples_per_epoch=30)
-    return Config(**{**column, **PROFILES[name], **changes})
+    return from_profile(Config, PROFILES, name, changes, "a generator", **column)
 
 PROFILES = dict(
     paper={},

@@ -11,7 +11,7 @@ __all__ = ['PROFILES', 'DINO_METHODS', 'draw_boxes', 'cubic', 'resize_matrix', '
 # %% ../nbs/52_selfsupervised.ipynb #13cc4e79
 import math
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 # %% ../nbs/52_selfsupervised.ipynb #1bc9c4ec
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 # %% ../nbs/52_selfsupervised.ipynb #d0543b08
 from . import classifier, training
 from .data import ImageSet, to_float
-from .training import seeded, settings_text
+from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/52_selfsupervised.ipynb #51e71b66
 def draw_boxes(
@@ -222,11 +222,8 @@ def profile(
     **changes,        # fields of Config to set otherwise
 ) -> Config:
     "The original's settings for images of this size, or a smaller version of them"
-    if name not in PROFILES: raise ValueError(f"profile {name!r}: one of {', '.join(PROFILES)}")
-    if wrong := sorted(set(changes) - {f.name for f in fields(Config)}):
-        raise ValueError(f"DINO has no setting {wrong[0]!r}; it has {', '.join(f.name for f in fields(Config))}")
     column = {} if size > 64 else dict(network="wrn-16-8", global_size=max(size, 8), local_size=max(size // 2, 8))
-    return Config(**{**column, **PROFILES[name], **changes})
+    return from_profile(Config, PROFILES, name, changes, "DINO", **column)
 
 PROFILES = dict(
     paper={},
