@@ -349,6 +349,8 @@ class Squares:
 
     def __len__(self): return len(self.scenes)
 
+    def digest(self): return self.scenes.digest()
+
     def windows(self,
         index:torch.Tensor, # int64 [...]: which images
         augment:bool=True,  # anywhere and mirrored at times; otherwise the centre
@@ -542,15 +544,8 @@ def fit_generator(
     "Train a generator on a few scenes"
     config = config or generator_profile()
     if not squares.holds.any(): raise ValueError(f"there is not a single box in {len(squares)} images: masks are made of boxes")
-    settings = settings_text(config=asdict(config), scenes=squares.scenes.digest())
-    if folder is not None:
-        folder = Path(folder).expanduser()
-        trained = gan.finished(folder, settings, config, training.epoch_steps(squares.centres(), config)[1], squares.device)
-        if trained: return trained
-    with seeded(config.seed, squares.device):
-        state = SceneTraining(squares, config)
-        training.run(state, folder, settings, name="generator", checkpoint_minutes=checkpoint_minutes, progress=progress)
-    return state.trained()
+    settings = settings_text(config=asdict(config), scenes=squares.digest())
+    return gan.fit_once(lambda: SceneTraining(squares, config), squares.centres(), config, folder, settings, checkpoint_minutes=checkpoint_minutes, progress=progress)
 
 # %% ../nbs/50_detection.ipynb #6b6d1078
 class SceneMix:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIXINGS', 'PROFILES', 'Config', 'profile', 'resize', 'label_maps', 'draw', 'mixing_mask', 'compositions',
            'generator_loss', 'discriminator_loss', 'step_bytes', 'Training', 'Trained', 'weights_path', 'load', 'check',
-           'finished', 'fit']
+           'finished', 'fit_once', 'fit']
 
 # %% ../nbs/26_gan.ipynb #594d4233
 import json
@@ -343,6 +343,22 @@ def finished(folder, settings, config, steps, device):
     except (FileNotFoundError, ValueError): return None # the checkpoint has it as well
     return trained if trained.config == config else None
 
+def fit_once(
+    start,    # () → Training, called where the folder holds none that is finished
+    train,    # the few images; training runs on their device
+    config,   # settings
+    folder,   # of the training, or None
+    settings, # `settings_text`
+    **options,# of `training.run`
+) -> Trained:
+    "The generator that a finished training left in the folder, or else that of a training taken to its last step"
+    trained = folder is not None and finished(Path(folder).expanduser(), settings, config, epoch_steps(train, config)[1], train.device)
+    if trained: return trained
+    with seeded(config.seed, train.device):
+        state = start()
+        training.run(state, folder, settings, name="generator", **options)
+    return state.trained()
+
 # %% ../nbs/26_gan.ipynb #ff252190
 def fit(
     train:ImageSet,       # the few images; training runs on their device
@@ -358,13 +374,9 @@ def fit(
     "Train a generator on a few images (3.5). The same seed on the same machine gives the same weights on the CPU, interrupted or not"
     config = config or profile(size=max(train.images.shape[-2:]))
     check(train, config)
-    settings = settings_text(config=asdict(config), images=train.digest())
-    if folder is not None:
-        folder = Path(folder).expanduser()
-        trained = finished(folder, settings, config, epoch_steps(train, config)[1], train.device)
-        if trained: return trained
-    with seeded(config.seed, train.device):
+    def start():
         state = Training(train, config, cache, fast=fast, chunks=chunks)
         if progress: print(f"generator: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}{f'; in {state.chunks} chunks' * (state.chunks > 1)}")
-        training.run(state, folder, settings, name="generator", checkpoint_minutes=checkpoint_minutes, picture_every=picture_every, progress=progress)
-    return state.trained()
+        return state
+    settings = settings_text(config=asdict(config), images=train.digest())
+    return fit_once(start, train, config, folder, settings, checkpoint_minutes=checkpoint_minutes, picture_every=picture_every, progress=progress)
