@@ -298,20 +298,22 @@ def attempt(task):
 
 # %% ../nbs/60_runs.ipynb #3588d42f
 def shared_generator(
-    train,       # ImageSet with the few images
+    train,       # ImageSet with the few images, or what `fit` takes in its place
     config,      # gan.Config
     folder,      # where generators are shared
     progress=True, # show a progress bar
+    fit=None,    # trains it: (train, config, folder=…, progress=…) → gan.Trained; None: gan.fit
 ) -> tuple: # gan.Trained on the images' device, seconds spent on it now
     "The generator for these images and settings: trained by whoever needs it first, then read by all"
     from hydramix_nb import gan
+    fit = fit or functools.partial(gan.fit, cache=Path(folder)/"segments")
     place = Path(folder)/digest(dict(config=asdict(config), data=train.digest()))
     file, spent = place/"generator.safetensors", 0.
     if not file.is_file():
         with Lock(place/".lock", say=lambda holder: print(f"waiting for a generator that another run trains: {holder}", flush=True)):
             if not file.is_file():
                 started = time.monotonic()
-                trained = gan.fit(train, config, folder=place, cache=Path(folder)/"segments", progress=progress)
+                trained = fit(train, config, folder=place, progress=progress)
                 spent = round(time.monotonic() - started, 2)
                 write_json(place/"generator.json", dict(config=asdict(config), data=train.digest(), seconds=spent, device=device_name(train.device), code=code_digest()))
                 trained.save(file)
