@@ -501,6 +501,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hydramix_nb.mixing.claim': ('mixing.html#claim', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.folder_name': ('mixing.html#folder_name', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.generate': ('mixing.html#generate', 'hydramix_nb/mixing.py'),
+                                    'hydramix_nb.mixing.some_views': ('mixing.html#some_views', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.view_bytes': ('mixing.html#view_bytes', 'hydramix_nb/mixing.py')},
             'hydramix_nb.report': { 'hydramix_nb.report.Table': ('report.html#table', 'hydramix_nb/report.py'),
                                     'hydramix_nb.report.Table.__repr__': ('report.html#table.__repr__', 'hydramix_nb/report.py'),

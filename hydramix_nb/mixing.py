@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Mixer', 'check_labels', 'check_floats', 'PixelMix', 'GridMix', 'SegMix', 'NMix', 'HydraMix', 'ChimeraMix',
-           'view_bytes', 'check_views', 'Pool', 'MixUp', 'MixUpN', 'folder_name', 'about', 'claim', 'generate']
+           'view_bytes', 'check_views', 'some_views', 'Pool', 'MixUp', 'MixUpN', 'folder_name', 'about', 'claim',
+           'generate']
 
 # %% ../nbs/30_mixing.ipynb #482c36e9
 import copy
@@ -184,6 +185,13 @@ def check_views(views, n, config, device):
     if free is not None and needed > 0.9 * free:
         raise ValueError(f"views={views} of {n} images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}: "
                          f"views={int(0.9 * free * views / needed)} would fit, views=None takes nothing")
+
+# %% ../nbs/30_mixing.ipynb #30759e1c
+def some_views(
+    n:int, # images
+) -> int: # views of each
+    "About four thousand views in all, but from 4 to 64 of each image"
+    return max(4, min(64, 4000 // n))
 
 # %% ../nbs/30_mixing.ipynb #75299495
 class Pool(Mixer):
