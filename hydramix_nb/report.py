@@ -358,12 +358,13 @@ def bars(
 
 # %% ../nbs/62_report.ipynb #c6408d6b
 def save_figure(
-    fig,  # from `curves` or `bars`
+    fig,  # of matplotlib
     path, # without suffix
+    dpi="figure", # pixels an inch of the PNG; "figure": the figure's own
 ):
     "Write PNG and PDF, each appearing when it is whole"
     for kind in ("png", "pdf"):
-        with whole(f"{path}.{kind}") as partial: fig.savefig(partial, format=kind, bbox_inches="tight", metadata={"CreationDate": None} if kind == "pdf" else None)
+        with whole(f"{path}.{kind}") as partial: fig.savefig(partial, format=kind, dpi=dpi, bbox_inches="tight", metadata={"CreationDate": None} if kind == "pdf" else None)
 
 # %% ../nbs/62_report.ipynb #5af523d1
 def listed(
