@@ -636,7 +636,7 @@ def read_backbone(
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             return load_file(path)
-        weights = torch.serialization.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e: raise ValueError(f"{path} holds no weights that can be read safely: {str(e).splitlines()[0]}") from e
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()): raise ValueError(f"{path} is no state dict: names and tensors are needed")
     return weights

@@ -7,6 +7,16 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    "With one thread a sum has one order, and weights can be compared to the last bit"
+    import torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
 

@@ -14,15 +14,8 @@ import torch
 from hydramix_nb import files, gan
 from hydramix_nb.data import ImageSet, load_images
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = gan.profile("tiny", steps=30, batch_size=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,9 @@ from hydramix_nb.generator import Generator
 from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
 from hydramix_nb.training import seeded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WIDE = gan.Config(features=32, discriminator_features=8, image_size=32, batch_size=4, steps=4)  # wide enough for Winograd's convolutions
 TINY = gan.profile("tiny", steps=4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
