@@ -283,7 +283,7 @@ GREY = "#999999"
 def figure_style():
     "Settings of matplotlib with which figures are legible at the width of a column"
     return {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80,
-            "savefig.dpi": 300, "lines.linewidth": 1.3, "pdf.fonttype": 42}
+            "lines.linewidth": 1.3, "pdf.fonttype": 42}
 
 # %% ../nbs/62_report.ipynb #4248ef1d
 def spread(ys, gap):
@@ -360,11 +360,10 @@ def bars(
 def save_figure(
     fig,  # of matplotlib
     path, # without suffix
-    dpi="figure", # pixels an inch of the PNG; "figure": the figure's own
 ):
-    "Write PNG and PDF, each appearing when it is whole"
+    "Write PNG, of 300 pixels an inch, and PDF, each appearing when it is whole"
     for kind in ("png", "pdf"):
-        with whole(f"{path}.{kind}") as partial: fig.savefig(partial, format=kind, dpi=dpi, bbox_inches="tight", metadata={"CreationDate": None} if kind == "pdf" else None)
+        with whole(f"{path}.{kind}") as partial: fig.savefig(partial, format=kind, dpi=300, bbox_inches="tight", metadata={"CreationDate": None} if kind == "pdf" else None)
 
 # %% ../nbs/62_report.ipynb #5af523d1
 def listed(

@@ -99,7 +99,8 @@ def browser(tmp_path_factory):
 
 LOOK = """
 const done = arguments[arguments.length - 1], width = arguments[0];
-const ready = window.MathJax && MathJax.startup ? MathJax.startup.promise : Promise.resolve();
+const typeset = () => [...document.querySelectorAll('.math')].every(m => m.querySelector('mjx-container mjx-math > *')), started = Date.now();
+const ready = new Promise(go => { const look = () => typeset() || Date.now() - started > 20000 ? go() : setTimeout(look, 50); look(); });
 const boxed = e => { for (let p = e.parentElement; p; p = p.parentElement) if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)) return true; return false; };
 ready.then(() => {
   const images = [...document.images], wide = [];
