@@ -306,15 +306,17 @@ def curves(
     mark=None, # a dashed vertical line here
     label_ends=True, # write names at the ends of the lines
 ):
-    "One panel for each data set: mean and band over the seeds, the paper's figures dotted"
+    "One panel for each data set: mean and band over the seeds, the paper's figures dotted. Beside curves, single points are left to the table"
     import matplotlib.pyplot as plt
     cells = cells.dropna(subset=[value])
     panels = sorted(set(cells.data))
     with plt.rc_context(figure_style()):
         fig, axes = plt.subplots(1, len(panels), figsize=(min(7, 3.4*len(panels)), 2.5), squeeze=False, layout="constrained")
         for ax, data in zip(axes[0], panels, strict=True):
-            ends = []
-            for name, line in cells[cells.data == data].sort_values(x).groupby(by, sort=False):
+            ends, here = [], cells[cells.data == data].sort_values(x)
+            points = here.groupby(by)[x].transform("nunique")
+            if points.max() > 1: here = here[points > 1]
+            for name, line in here.groupby(by, sort=False):
                 color, front = INK.get(name, GREY), name in INK
                 xs, ys, band = (line[c].to_numpy(float) for c in (x, value, spread_by))
                 band = np.nan_to_num(band) # no band where there is one seed

@@ -89,6 +89,17 @@ def test_only_the_asked_profile_and_defaults_count(tmp_path):
     assert list(cells["mean"]) == [20.] and list(cells.paper_mean) == [24.86]
 
 
+def test_single_points_are_left_to_the_table_where_there_are_curves():
+    from matplotlib import pyplot as plt
+    cells = pd.DataFrame([dict(data="CIFAR-100", method=m, samples_per_class=k, mean=30.) for m, k in (("Baseline", 5), ("Baseline", 10), ("MixUp", 5))]).assign(std=1.)
+    def names(cells):
+        figure = report.curves(cells, "samples_per_class", "images per class", paper=None)
+        plt.close(figure)
+        return {line.get_label() for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+    assert names(cells) == {"Baseline"}
+    assert names(cells[cells.samples_per_class == 5]) == {"Baseline", "MixUp"}
+
+
 def test_curves_of_every_figure(tmp_path):
     for seed in (0, 1):
         finished(tmp_path, 20. + seed, seed=seed)
