@@ -234,7 +234,7 @@ def table(
     order=None, # methods from top to bottom; None: the paper's
     metric="Accuracy in percent", # what the figures are, for the caption
 ) -> Table:
-    "Ours beside theirs: rows are methods of a data set; for each number of images per class ours, the paper's, and the difference"
+    "Ours beside theirs: rows are methods of a data set; for each number of images per class ours, the paper's, and the difference. A single seed has no rank beside several"
     varied, order = VARIES.get(experiment), order or runs.EXPERIMENTS[experiment]["method"]
     place = {m: i for i, m in enumerate(order)}
     columns, body, ranks = sorted(set(cells.samples_per_class)), [], {}
@@ -248,9 +248,10 @@ def table(
             grid.append(line)
             texts = [[plus_minus(r.mean, r.std, r.n), plus_minus(r.paper_mean, r.paper_std), "–" if math.isnan(r.difference) else f"{r.difference:+.2f}".replace("-", "−")] if r else ["–"]*3 for r in line]
             body.append([data if len(body) == first else "", method + (LABELS[varied](value) if varied else ""), *(t for cell in texts for t in cell)])
-        for c in range(len(columns)):
+        for c, column in enumerate(zip(*grid, strict=True)):
+            several = any(r and r.n > 1 for r in column)
             for offset, name in ((0, "mean"), (1, "paper_mean")):
-                values = [getattr(line[c], name) if line[c] else math.nan for line in grid]
+                values = [math.nan if not r or (name == "mean" and several and r.n == 1) else getattr(r, name) for r in column]
                 ranks |= {(first + i, 2 + 3*c + offset): rank for i, rank in rank_of(values).items()}
     each = "-shot" if runs.notebook_of(experiment) == "detect" else " per class"
     head = [["", ""] + [t for c in columns for t in (f"{c}{each}", "", "")], ["data", "method"] + ["here", "paper", "Δ"]*len(columns)]

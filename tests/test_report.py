@@ -89,6 +89,15 @@ def test_only_the_asked_profile_and_defaults_count(tmp_path):
     assert list(cells["mean"]) == [20.] and list(cells.paper_mean) == [24.86]
 
 
+def test_a_single_seed_has_no_rank_beside_several(tmp_path):
+    finished(tmp_path, 40., method="Cutout")
+    for method, accuracy in (("Baseline", 20.), ("MixUp", 30.)):
+        for seed in range(2): finished(tmp_path, accuracy, method=method, seed=seed)
+    shown = report.table(report.compare("table_1", report.measured(tmp_path, ""), "small"), "table_1")
+    ranked = {shown.body[i][1]: rank for (i, j), rank in shown.ranks.items() if j == 2}
+    assert ranked == {"MixUp": 1, "Baseline": 2}
+
+
 def test_single_points_are_left_to_the_table_where_there_are_curves():
     from matplotlib import pyplot as plt
     cells = pd.DataFrame([dict(data="CIFAR-100", method=m, samples_per_class=k, mean=30.) for m, k in (("Baseline", 5), ("Baseline", 10), ("MixUp", 5))]).assign(std=1.)
