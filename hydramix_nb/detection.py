@@ -33,7 +33,7 @@ from .data import ImageSet, data_root, image_grid, photo, read_picture, to_float
 from .files import read_tensors, write_json, write_png, write_tensors
 from .generator import Generator
 from .masks import box_mask
-from .mixing import free_memory
+from .speed import free_memory
 from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/50_detection.ipynb #e259341a
