@@ -3,6 +3,7 @@
 A bridge writes the notebooks for MyST-NB (directives, links, alternative text) and the API reference from the exported modules;
 Sphinx makes pages of both, with warnings as errors; then every internal link of every page is followed. Nothing is done if _docs/ was
 made of what is there now. `nbdev_docs` would want Quarto, run every import and hide the exported code, which this book is about."""
+
 import argparse
 import ast
 import hashlib
@@ -23,49 +24,92 @@ import nbformat
 from myst_parser.slugs import github_slugify
 
 root = Path(__file__).resolve().parents[1]
-nbs, site, work = root/"nbs", root/"_docs", root/"_proc"
-source = work/"source"
-PARTS = {"Images, files, trainings": range(10), "Masks": range(10, 20), "Generator": range(20, 30), "Mixers and classifiers": range(30, 40), "Measures": range(40, 50),
-         "Beyond classification": range(50, 60), "Runs and reports": range(60, 100)}
+nbs, site, work = root / "nbs", root / "_docs", root / "_proc"
+source = work / "source"
+PARTS = {
+    "Images, files, trainings": range(10),
+    "Masks": range(10, 20),
+    "Generator": range(20, 30),
+    "Mixers and classifiers": range(30, 40),
+    "Measures": range(40, 50),
+    "Beyond classification": range(50, 60),
+    "Runs and reports": range(60, 100),
+}
 
 
 # what there is
 
+
 def notebooks(folder="."):
     "Notebooks of one folder in nbs/, in the order of the numbers in their names"
-    def order(path): return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
-    found = [path for path in (nbs/folder).glob("*.ipynb")]
+
+    def order(path):
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+
+    found = [path for path in (nbs / folder).glob("*.ipynb")]
     return sorted(found, key=lambda path: (not path.stem.startswith("quickstart"), order(path)))
 
 
 def digest():
     "What the site is made of, as one hex number"
     h = hashlib.sha256()
-    folders = [nbs.rglob("*.ipynb"), (root/"hydramix_nb").glob("*.py"), (root/".ci").rglob("*"), (root/"results").rglob("*"),
-               [root/name for name in ("CONTRIBUTING.md", "LICENSE", "settings.ini")]]
-    for path in sorted(path for files in folders for path in files if path.is_file() and ".ipynb_checkpoints" not in path.parts and path.suffix != ".pyc"):
-        h.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    folders = [
+        nbs.rglob("*.ipynb"),
+        (root / "hydramix_nb").glob("*.py"),
+        (root / ".ci").rglob("*"),
+        (root / "results").rglob("*"),
+        [root / name for name in ("CONTRIBUTING.md", "LICENSE", "settings.ini")],
+    ]
+    for path in sorted(
+        path
+        for files in folders
+        for path in files
+        if path.is_file() and ".ipynb_checkpoints" not in path.parts and path.suffix != ".pyc"
+    ):
+        h.update(
+            f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
     return h.hexdigest()
 
 
 # the library, read from its source
 
+
 def comments(text):
     "The comment that ends each line, by line number"
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return {token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens if token.type == tokenize.COMMENT}
+    return {
+        token.start[0]: token.string.lstrip("# ").rstrip()
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
 
 
 class Symbol:
     "A function, class or constant of a module as its source states it"
+
     def __init__(self, node, notes, name, owner=None):
-        self.name, self.node, self.members, self.parameters, self.returns = name, node, [], [], ("", "")
+        self.name, self.node, self.members, self.parameters, self.returns = (
+            name,
+            node,
+            [],
+            [],
+            ("", ""),
+        )
         self.doc = ast.get_docstring(node) or "" if not isinstance(node, ast.Assign) else ""
-        if isinstance(node, ast.Assign): self.kind, self.signature = "data", ""
-        elif isinstance(node, ast.ClassDef): self.read_class(notes)
+        if isinstance(node, ast.Assign):
+            self.kind, self.signature = "data", ""
+        elif isinstance(node, ast.ClassDef):
+            self.read_class(notes)
         else:
             decorators = {getattr(d, "id", "") for d in node.decorator_list}
-            self.kind = "function" if owner is None else "property" if decorators & {"property", "cached_property"} else "method"
+            self.kind = (
+                "function"
+                if owner is None
+                else "property"
+                if decorators & {"property", "cached_property"}
+                else "method"
+            )
             self.static = bool(decorators & {"staticmethod"})
             self.read_function(node, notes, bound=owner is not None and not self.static)
             returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
@@ -77,72 +121,132 @@ class Symbol:
         functions = {n.name: n for n in self.node.body if isinstance(n, ast.FunctionDef)}
         if any("dataclass" in ast.unparse(d) for d in self.node.decorator_list):
             fields = [n for n in self.node.body if isinstance(n, ast.AnnAssign)]
-            self.parameters = [(n.target.id, ast.unparse(n.annotation), "" if n.value is None else ast.unparse(n.value), notes.get(n.end_lineno, "")) for n in fields]
+            self.parameters = [
+                (
+                    n.target.id,
+                    ast.unparse(n.annotation),
+                    "" if n.value is None else ast.unparse(n.value),
+                    notes.get(n.end_lineno, ""),
+                )
+                for n in fields
+            ]
             self.signature = ""  # its fields are the table
-        elif "__init__" in functions: self.read_function(functions["__init__"], notes, bound=True)
+        elif "__init__" in functions:
+            self.read_function(functions["__init__"], notes, bound=True)
         self.returns = "", ""
-        members = [Symbol(n, notes, f"{self.name}.{n.name}", self) for n in functions.values() if not n.name.startswith("_") or n.name in ("__call__", "__getitem__")]
-        self.members = [m for m in members if m.doc or m.returns[1] or any(note for *_, note in m.parameters)]
+        members = [
+            Symbol(n, notes, f"{self.name}.{n.name}", self)
+            for n in functions.values()
+            if not n.name.startswith("_") or n.name in ("__call__", "__getitem__")
+        ]
+        self.members = [
+            m for m in members if m.doc or m.returns[1] or any(note for *_, note in m.parameters)
+        ]
 
     def read_function(self, node, notes, bound):
         "Parameters and what is returned, each with the comment behind it"
         a = node.args
-        if bound: (a.posonlyargs or a.args)[:1] = []
+        if bound:
+            (a.posonlyargs or a.args)[:1] = []
         positional = a.posonlyargs + a.args
-        defaults = [None]*(len(positional) - len(a.defaults)) + a.defaults
-        every = [*zip(positional, defaults, strict=True), *([(a.vararg, None)] if a.vararg else []),
-                 *zip(a.kwonlyargs, a.kw_defaults, strict=True), *([(a.kwarg, None)] if a.kwarg else [])]
+        defaults = [None] * (len(positional) - len(a.defaults)) + a.defaults
+        every = [
+            *zip(positional, defaults, strict=True),
+            *([(a.vararg, None)] if a.vararg else []),
+            *zip(a.kwonlyargs, a.kw_defaults, strict=True),
+            *([(a.kwarg, None)] if a.kwarg else []),
+        ]
         ends = [max(arg.end_lineno, default.end_lineno if default else 0) for arg, default in every]
         last, body = max(ends, default=node.lineno), node.body[0].lineno
-        line = next((n for n in range(last + 1, body) if n in notes), last if last == node.lineno < body else None)
+        line = next(
+            (n for n in range(last + 1, body) if n in notes),
+            last if last == node.lineno < body else None,
+        )
         self.returns = ast.unparse(node.returns) if node.returns else "", notes.get(line, "")
         for i, ((arg, default), end) in enumerate(zip(every, ends, strict=True)):
-            note = "" if end == line or end in ends[i + 1:] else notes.get(end, "")
+            note = "" if end == line or end in ends[i + 1 :] else notes.get(end, "")
             stars = "*" if arg is a.vararg else "**" if arg is a.kwarg else ""
-            self.parameters.append((stars + arg.arg, ast.unparse(arg.annotation) if arg.annotation else "", ast.unparse(default) if default else "", note))
+            self.parameters.append(
+                (
+                    stars + arg.arg,
+                    ast.unparse(arg.annotation) if arg.annotation else "",
+                    ast.unparse(default) if default else "",
+                    note,
+                )
+            )
         self.signature = f"({ast.unparse(a)})"
 
 
 class Module:
     "An exported module: its public symbols, the notebook that it comes from, and in which cell of it a symbol is exported"
+
     def __init__(self, path):
         text = path.read_text(encoding="utf-8")
         tree, notes = ast.parse(text), comments(text)
         self.name, self.doc = path.stem, ast.get_docstring(tree) or ""
-        stated = next((n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"), None)
+        stated = next(
+            (
+                n.value
+                for n in tree.body
+                if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+            ),
+            None,
+        )
         public = ast.literal_eval(stated) if stated else []
         origin = re.findall(r"^# %% \.\./(nbs/\S+\.ipynb) #(\S+)", text, re.M)
         self.notebook = origin[0][0] if origin else None
-        lines = [(i, m[1]) for i, line in enumerate(text.splitlines(), 1) if (m := re.match(r"# %% \S+ #(\S+)", line))]
+        lines = [
+            (i, m[1])
+            for i, line in enumerate(text.splitlines(), 1)
+            if (m := re.match(r"# %% \S+ #(\S+)", line))
+        ]
         self.symbols, self.cells = {}, {}
         for node in tree.body:
-            name = getattr(node, "name", "") or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "")) or ""
-            if name not in public: continue
+            name = (
+                getattr(node, "name", "")
+                or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", ""))
+                or ""
+            )
+            if name not in public:
+                continue
             self.symbols[name] = Symbol(node, notes, name)
             self.cells[name] = max((line, cell) for line, cell in lines if line < node.lineno)[1]
 
     def names(self):
         "Everything a text can name: symbols, and members as Class.member"
-        return {*self.symbols, *(member.name for symbol in self.symbols.values() for member in symbol.members)}
+        return {
+            *self.symbols,
+            *(member.name for symbol in self.symbols.values() for member in symbol.members),
+        }
 
 
 class Library:
     def __init__(self):
-        self.modules = {path.stem: Module(path) for path in sorted((root/"hydramix_nb").glob("*.py")) if not path.stem.startswith("_")}
+        self.modules = {
+            path.stem: Module(path)
+            for path in sorted((root / "hydramix_nb").glob("*.py"))
+            if not path.stem.startswith("_")
+        }
         self.owners = {}
         for module in self.modules.values():
-            for name in module.names(): self.owners.setdefault(name, []).append(module.name)
+            for name in module.names():
+                self.owners.setdefault(name, []).append(module.name)
         self.books = {path.stem: path.name for path in notebooks()}
 
     def doclink(self, text, own=None):
         "A link for code in the prose that names a symbol of the library or a notebook; None for all other code. Of two owners it is the page's own module"
-        if text in self.books and text != "index": return f"[`{text}`](/{self.books[text]})"
+        if text in self.books and text != "index":
+            return f"[`{text}`](/{self.books[text]})"
         name = text.removesuffix("()").removeprefix("hydramix_nb.")
         module, _, rest = name.partition(".")
-        if rest and module in self.modules and rest in self.modules[module].names(): name = rest
-        elif own in self.owners.get(name, []): module = own
-        elif len(self.owners.get(name, [])) == 1: module, = self.owners[name]
-        else: return None
+        if rest and module in self.modules and rest in self.modules[module].names():
+            name = rest
+        elif own in self.owners.get(name, []):
+            module = own
+        elif len(self.owners.get(name, [])) == 1:
+            (module,) = self.owners[name]
+        else:
+            return None
         return f"{{py:obj}}`{text} <hydramix_nb.{module}.{name}>`"
 
 
@@ -155,16 +259,23 @@ LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
 
 def here(target, folder, depth):
     "A link of a text in `folder` (as seen from the root) for its page, which lies `depth` folders deep in the site's source"
-    if re.match(r"[a-z]+:", target): return target
+    if re.match(r"[a-z]+:", target):
+        return target
     path, hash_, fragment = target.partition("#")
     fragment = github_slugify(unquote(fragment))
-    if not path: return hash_ + fragment
+    if not path:
+        return hash_ + fragment
     path = posixpath.normpath(posixpath.join(folder, path))
-    if path == "nbs" or path == "README.md": path = "nbs/index.ipynb"
-    if path.startswith("nbs/"): path = f"/{path[4:]}" + ("/index.md" if (root/path).is_dir() else "")
-    elif path in ("CONTRIBUTING.md", "LICENSE"): path = f"/{path.removesuffix('.md')}.md"
-    elif path.startswith("hydramix_nb") and path.endswith((".py", "nb")): path = f"/api/{Path(path).stem.replace('hydramix_nb', 'index')}.md"
-    else: path = "../"*(depth + 2) + path
+    if path == "nbs" or path == "README.md":
+        path = "nbs/index.ipynb"
+    if path.startswith("nbs/"):
+        path = f"/{path[4:]}" + ("/index.md" if (root / path).is_dir() else "")
+    elif path in ("CONTRIBUTING.md", "LICENSE"):
+        path = f"/{path.removesuffix('.md')}.md"
+    elif path.startswith("hydramix_nb") and path.endswith((".py", "nb")):
+        path = f"/api/{Path(path).stem.replace('hydramix_nb', 'index')}.md"
+    else:
+        path = "../" * (depth + 2) + path
     return path + hash_ + fragment
 
 
@@ -174,9 +285,15 @@ def markdown(text, library, folder, depth, own=None):
     text = re.sub(r"(\]\([^)]*\))\{[^}\n]*\}", r"\1", text)
     pieces = FENCE.split(text)
     for i, piece in enumerate(pieces):
-        if i % 2: continue
+        if i % 2:
+            continue
         piece = LINK.sub(lambda m: m[1] + here(m[2], folder, depth), piece)
-        lines = [line if line.startswith("#") else CODE.sub(lambda m: library.doclink(m[1], own) or m[0], line) for line in piece.split("\n")]
+        lines = [
+            line
+            if line.startswith("#")
+            else CODE.sub(lambda m: library.doclink(m[1], own) or m[0], line)
+            for line in piece.split("\n")
+        ]
         pieces[i] = "\n".join(lines)
     return "".join(pieces)
 
@@ -186,18 +303,35 @@ def plain(text):
     text = FENCE.sub(" ", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"^\s*(?:#+|>|[-*]|\d+\.)\s+", "", text, flags=re.M)
-    text = re.sub(r"\\[,;! ]", "", re.sub(r"\\([a-zA-Z]+)", r"\1", re.sub(r"\\(?:math|text|operatorname)\w*\{([^}]*)\}", r"\1", text)))
+    text = re.sub(
+        r"\\[,;! ]",
+        "",
+        re.sub(
+            r"\\([a-zA-Z]+)",
+            r"\1",
+            re.sub(r"\\(?:math|text|operatorname)\w*\{([^}]*)\}", r"\1", text),
+        ),
+    )
     return re.sub(r"\s+", " ", re.sub(r"\*\*|\$|`|(?<!\w)[*_]|[*_](?!\w)", "", text)).strip()
 
 
 def describe(heading, prose, longest=300):
     "Alternative text of a figure: its section, and the last sentences before it; in a first cell, the line of what the notebook is"
-    if line := re.match(r"#\s+.*\n\s*>\s*(.+)", prose): prose = line[1]
-    paragraphs = [p for p in re.split(r"\n\s*\n", FENCE.sub("\n\n", prose)) if not re.match(r"\s*(#|\||:::)", p) and plain(p)]
-    sentences = re.split(r"(?<=[.:?!])\s+(?=[A-Z“\"(])", plain(paragraphs[-1])) if paragraphs else []
-    while len(sentences) > 1 and len(" ".join(sentences)) > longest: sentences.pop(0)
+    if line := re.match(r"#\s+.*\n\s*>\s*(.+)", prose):
+        prose = line[1]
+    paragraphs = [
+        p
+        for p in re.split(r"\n\s*\n", FENCE.sub("\n\n", prose))
+        if not re.match(r"\s*(#|\||:::)", p) and plain(p)
+    ]
+    sentences = (
+        re.split(r"(?<=[.:?!])\s+(?=[A-Z“\"(])", plain(paragraphs[-1])) if paragraphs else []
+    )
+    while len(sentences) > 1 and len(" ".join(sentences)) > longest:
+        sentences.pop(0)
     text = " ".join(sentences)
-    if len(text) > longest: text = text[:longest].rsplit(" ", 1)[0] + " …"
+    if len(text) > longest:
+        text = text[:longest].rsplit(" ", 1)[0] + " …"
     return ": ".join(part for part in (heading, text.rstrip(":")) if part)
 
 
@@ -207,22 +341,33 @@ def bridge(nb, library, folder="nbs", own=None):
     cells, heading, prose = [], "", ""
     for cell in nb.cells:
         said = dict(re.findall(r"^#\|\s*([\w-]+):?[ \t]*(.*)$", cell.source, re.M))
-        if "hide" in said or "default_exp" in said or said.get("include") == "false" or not cell.source.strip(): continue
+        if (
+            "hide" in said
+            or "default_exp" in said
+            or said.get("include") == "false"
+            or not cell.source.strip()
+        ):
+            continue
         cell.source = re.sub(r"^#\|.*\n?|^.*#\|\s*hide_line\s*\n?", "", cell.source, flags=re.M)
         if cell.cell_type == "markdown":
-            for line in re.findall(r"^#+\s+(.*)$", FENCE.sub("", cell.source), re.M): heading = plain(line)
+            for line in re.findall(r"^#+\s+(.*)$", FENCE.sub("", cell.source), re.M):
+                heading = plain(line)
             prose = cell.source
             cell.source = markdown(cell.source, library, folder, depth, own)
         elif cell.cell_type == "code":
             tags = cell.metadata.setdefault("tags", [])
-            if said.get("echo") == "false": tags.append("remove-input")
-            if said.get("output") == "false": tags.append("remove-output")
-            if "code-fold" in said: tags.append("hide-input")
+            if said.get("echo") == "false":
+                tags.append("remove-input")
+            if said.get("output") == "false":
+                tags.append("remove-output")
+            if "code-fold" in said:
+                tags.append("hide-input")
             alt = said.get("fig-alt", "").strip("\"' ") or describe(heading, prose)
             cell.metadata["mystnb"] = {"image": {"alt": alt}}
             for data in (o.data for o in cell.outputs if "text/markdown" in o.get("data", ())):
                 data["text/markdown"] = markdown(data["text/markdown"], library, folder, depth, own)
-            if not cell.source.strip(): continue
+            if not cell.source.strip():
+                continue
         cells.append(cell)
     nb.cells = cells
     return nb
@@ -233,7 +378,8 @@ def headings(path):
     found, heading = {}, ""
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "markdown":
-            for line in re.findall(r"^#+\s+(.*)$", FENCE.sub("", cell.source), re.M): heading = plain(line)
+            for line in re.findall(r"^#+\s+(.*)$", FENCE.sub("", cell.source), re.M):
+                heading = plain(line)
         found[cell.id] = heading
     return found
 
@@ -247,12 +393,17 @@ def title(path):
 
 # pages that no notebook has
 
+
 def escape(text, library, own=None, names=()):
     "Text of a comment or docstring as Markdown: code is linked, everything else stands for itself"
     pieces = re.split(r"`([^`\n]+)`", text)
     for i, piece in enumerate(pieces):
-        if i % 2: pieces[i] = (library.doclink(piece, own) if piece not in names else None) or f"`{piece}`"
-        else: pieces[i] = re.sub(r"([\\*_\[\]<>$|#~{}])", r"\\\1", piece)
+        if i % 2:
+            pieces[i] = (
+                library.doclink(piece, own) if piece not in names else None
+            ) or f"`{piece}`"
+        else:
+            pieces[i] = re.sub(r"([\\*_\[\]<>$|#~{}])", r"\\\1", piece)
     return "".join(pieces)
 
 
@@ -260,51 +411,104 @@ def entry(symbol, library, module, fence="::::::"):
     "One symbol in the reference: signature, docstring, parameters, what is returned, members"
     names = {name.lstrip("*") for name, *_ in symbol.parameters}
     lines = [f"{fence}{{py:{symbol.kind}}} {symbol.name}{symbol.signature}"]
-    if getattr(symbol, "static", False): lines.append(":staticmethod:")
-    if symbol.kind == "property" and symbol.returns[0]: lines.append(f":type: {symbol.returns[0]}")
+    if getattr(symbol, "static", False):
+        lines.append(":staticmethod:")
+    if symbol.kind == "property" and symbol.returns[0]:
+        lines.append(f":type: {symbol.returns[0]}")
     lines += ["", escape(symbol.doc, library, module.name, names), ""]
     if symbol.kind == "data":
         value = ast.unparse(symbol.node.value)
-        if len(value) < 200: lines += [f"`{value}`", ""]
-        elif isinstance(symbol.node.value, ast.Dict) and all(isinstance(key, ast.Constant) for key in symbol.node.value.keys):
-            lines += ["A dictionary of " + ", ".join(f"`{key.value}`" for key in symbol.node.value.keys), ""]
+        if len(value) < 200:
+            lines += [f"`{value}`", ""]
+        elif isinstance(symbol.node.value, ast.Dict) and all(
+            isinstance(key, ast.Constant) for key in symbol.node.value.keys
+        ):
+            lines += [
+                "A dictionary of " + ", ".join(f"`{key.value}`" for key in symbol.node.value.keys),
+                "",
+            ]
     if any(note for *_, note in symbol.parameters):
         lines += ["| parameter | meaning |", "|---|---|"]
         for name, kind, default, note in symbol.parameters:
-            whole = f"`{name}" + (f": {kind}" if kind else "") + (f" = {default}" if default else "") + "`"
-            lines.append("| " + whole.replace("|", "\\|") + f" | {escape(note, library, module.name, names)} |")
+            whole = (
+                f"`{name}"
+                + (f": {kind}" if kind else "")
+                + (f" = {default}" if default else "")
+                + "`"
+            )
+            lines.append(
+                "| "
+                + whole.replace("|", "\\|")
+                + f" | {escape(note, library, module.name, names)} |"
+            )
         lines.append("")
     if any(symbol.returns) and symbol.kind != "property":
         kind, note = symbol.returns
-        lines += ["**Returns** " + " · ".join(part for part in (f"`{kind}`" if kind else "", escape(note, library, module.name, names)) if part), ""]
-    elif symbol.kind == "property" and symbol.returns[1]: lines += [escape(symbol.returns[1], library, module.name), ""]
-    for member in symbol.members: lines += entry(member, library, module, fence[:-1])
+        lines += [
+            "**Returns** "
+            + " · ".join(
+                part
+                for part in (f"`{kind}`" if kind else "", escape(note, library, module.name, names))
+                if part
+            ),
+            "",
+        ]
+    elif symbol.kind == "property" and symbol.returns[1]:
+        lines += [escape(symbol.returns[1], library, module.name), ""]
+    for member in symbol.members:
+        lines += entry(member, library, module, fence[:-1])
     return [*lines, fence, ""]
 
 
 def reference(module, library):
     "The page of a module"
-    lines = [f"# {module.name}", "", f"> {escape(module.doc, library)}", "", f"```{{py:module}} hydramix_nb.{module.name}", "```", "",
-             f"`from hydramix_nb.{module.name} import …`, written from [{Path(module.notebook).stem}](/{module.notebook[4:]}).", ""]
+    lines = [
+        f"# {module.name}",
+        "",
+        f"> {escape(module.doc, library)}",
+        "",
+        f"```{{py:module}} hydramix_nb.{module.name}",
+        "```",
+        "",
+        f"`from hydramix_nb.{module.name} import …`, written from [{Path(module.notebook).stem}](/{module.notebook[4:]}).",
+        "",
+    ]
     if module.name == "all":
-        lines += ["A public name that several modules have is reached through its module, `gan.fit` and `classifier.fit`; every other name is here as it stands. "
-                  "Nothing is imported before it is used.", ""]
-    under, before = headings(root/module.notebook), None
+        lines += [
+            "A public name that several modules have is reached through its module, `gan.fit` and `classifier.fit`; every other name is here as it stands. "
+            "Nothing is imported before it is used.",
+            "",
+        ]
+    under, before = headings(root / module.notebook), None
     for name, symbol in module.symbols.items():
         heading = under.get(module.cells[name], "")
         if heading != before and heading:
-            lines += [f"## {heading}", "", f"Explained in [{Path(module.notebook).stem}](</{module.notebook[4:]}#{github_slugify(heading)}>).", ""]
+            lines += [
+                f"## {heading}",
+                "",
+                f"Explained in [{Path(module.notebook).stem}](</{module.notebook[4:]}#{github_slugify(heading)}>).",
+                "",
+            ]
             before = heading
         lines += entry(symbol, library, module)
     return "\n".join(lines)
 
 
 def toctree(pages, caption=None, hidden=True):
-    return "\n".join(["```{toctree}", *([f":caption: {caption}"] if caption else []), *([":hidden:"] if hidden else []), *pages, "```", ""])
+    return "\n".join(
+        [
+            "```{toctree}",
+            *([f":caption: {caption}"] if caption else []),
+            *([":hidden:"] if hidden else []),
+            *pages,
+            "```",
+            "",
+        ]
+    )
 
 
 def write(name, text):
-    path = source/name
+    path = source / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
@@ -313,41 +517,99 @@ def write_source():
     "The folder that Sphinx reads"
     library = Library()
     for path in notebooks() + notebooks("tutorials") + notebooks("experiments"):
-        own = next((m.name for m in library.modules.values() if m.notebook == path.relative_to(root).as_posix()), None)
+        own = next(
+            (
+                m.name
+                for m in library.modules.values()
+                if m.notebook == path.relative_to(root).as_posix()
+            ),
+            None,
+        )
         nb = bridge(nbformat.read(path, 4), library, path.relative_to(root).parent.as_posix(), own)
-        if path == nbs/"index.ipynb":
-            book = {part: [p.stem for p in notebooks() if re.match(r"\d", p.name) and int(p.name.split("_")[0]) in numbers] for part, numbers in PARTS.items()}
+        if path == nbs / "index.ipynb":
+            book = {
+                part: [
+                    p.stem
+                    for p in notebooks()
+                    if re.match(r"\d", p.name) and int(p.name.split("_")[0]) in numbers
+                ]
+                for part, numbers in PARTS.items()
+            }
             trees = [toctree(pages, part) for part, pages in book.items() if pages]
-            if tutorials := notebooks("tutorials"): trees.append(toctree([f"tutorials/{p.stem}" for p in tutorials], "Tutorials"))
-            trees += [toctree(["experiments/index"], "Experiments"), toctree(["api/index", "CONTRIBUTING", "LICENSE"], "Reference")]
+            if tutorials := notebooks("tutorials"):
+                trees.append(toctree([f"tutorials/{p.stem}" for p in tutorials], "Tutorials"))
+            trees += [
+                toctree(["experiments/index"], "Experiments"),
+                toctree(["api/index", "CONTRIBUTING", "LICENSE"], "Reference"),
+            ]
             nb.cells.append(nbformat.v4.new_markdown_cell("\n".join(trees)))
         write(path.relative_to(nbs), nbformat.writes(nb))
     rows = [(p.stem, *title(p)) for p in notebooks("experiments")]
-    write("experiments/index.md", "\n".join([
-        "# Experiments", "", "> One notebook for every table and figure of the paper, with parameters; papermill or `hydramix_sweep` runs them.", "",
-        "The figures on these pages are those of the committed notebooks, at the settings that each of them names.", "",
-        "| notebook | what it shows |", "|---|---|", *(f"| [{name}]({stem}.ipynb) | {markdown(text, library, 'nbs/experiments', 1)} |" for stem, name, text in rows), "",
-        toctree([stem for stem, *_ in rows])]))
+    write(
+        "experiments/index.md",
+        "\n".join(
+            [
+                "# Experiments",
+                "",
+                "> One notebook for every table and figure of the paper, with parameters; papermill or `hydramix_sweep` runs them.",
+                "",
+                "The figures on these pages are those of the committed notebooks, at the settings that each of them names.",
+                "",
+                "| notebook | what it shows |",
+                "|---|---|",
+                *(
+                    f"| [{name}]({stem}.ipynb) | {markdown(text, library, 'nbs/experiments', 1)} |"
+                    for stem, name, text in rows
+                ),
+                "",
+                toctree([stem for stem, *_ in rows]),
+            ]
+        ),
+    )
     modules = sorted(library.modules.values(), key=lambda m: m.notebook)
-    write("api/index.md", "\n".join([
-        "# API reference", "", "> Every public name of `hydramix_nb`, module by module.", "",
-        "| module | what it has | explained in |", "|---|---|---|",
-        *(f"| [{m.name}]({m.name}.md) | {escape(m.doc, library)} | [{Path(m.notebook).stem}](/{m.notebook[4:]}) |" for m in modules), "",
-        toctree([m.name for m in modules])]))
-    for module in modules: write(f"api/{module.name}.md", reference(module, library))
-    write("CONTRIBUTING.md", markdown((root/"CONTRIBUTING.md").read_text(encoding="utf-8"), library, "", 0))
+    write(
+        "api/index.md",
+        "\n".join(
+            [
+                "# API reference",
+                "",
+                "> Every public name of `hydramix_nb`, module by module.",
+                "",
+                "| module | what it has | explained in |",
+                "|---|---|---|",
+                *(
+                    f"| [{m.name}]({m.name}.md) | {escape(m.doc, library)} | [{Path(m.notebook).stem}](/{m.notebook[4:]}) |"
+                    for m in modules
+                ),
+                "",
+                toctree([m.name for m in modules]),
+            ]
+        ),
+    )
+    for module in modules:
+        write(f"api/{module.name}.md", reference(module, library))
+    write(
+        "CONTRIBUTING.md",
+        markdown((root / "CONTRIBUTING.md").read_text(encoding="utf-8"), library, "", 0),
+    )
     write("LICENSE.md", "# Licence\n\n```{literalinclude} ../../LICENSE\n:language: text\n```\n")
     # MathJax is served from the site itself, so that mathematics needs no network
-    mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent/"static/mathjax"
+    mathjax = (
+        Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax"
+    )
     for name in ("tex-chtml-full.js", "output/chtml/fonts"):
-        (source/"static/mathjax"/name).parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if (mathjax/name).is_dir() else shutil.copy)(mathjax/name, source/"static/mathjax"/name)
+        (source / "static/mathjax" / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (mathjax / name).is_dir() else shutil.copy)(
+            mathjax / name, source / "static/mathjax" / name
+        )
 
 
 # links
 
+
 class Page(html.parser.HTMLParser):
     "What a page links to, the places in it that can be linked to, and its images without alternative text"
+
     def __init__(self, path):
         super().__init__()
         self.links, self.ids, self.silent = [], set(), []
@@ -357,22 +619,38 @@ class Page(html.parser.HTMLParser):
         given = dict(attributes)
         self.ids |= {given[key] for key in ("id", "name") if given.get(key)}
         self.links += [given[key] for key in ("href", "src") if given.get(key)]
-        if tag == "img" and not (given.get("alt") or "").strip(): self.silent.append(given.get("src", ""))
+        if tag == "img" and not (given.get("alt") or "").strip():
+            self.silent.append(given.get("src", ""))
 
 
 def broken(folder):
     "Links of a site's pages that lead nowhere, and images without alternative text, each with its page"
-    pages, found = {path: Page(path) for path in sorted(folder.rglob("*.html")) if "_static" not in path.parts}, []
+    pages, found = (
+        {
+            path: Page(path)
+            for path in sorted(folder.rglob("*.html"))
+            if "_static" not in path.parts
+        },
+        [],
+    )
     for path, page in pages.items():
         where = path.relative_to(folder)
         found += [f"{where}: image without alternative text: {image[:80]}" for image in page.silent]
         for link in page.links:
             to = urlsplit(link)
-            if to.scheme or to.netloc: continue
-            target = Path(os.path.normpath(path.parent/unquote(to.path))) if to.path else path
-            if target.is_dir(): target /= "index.html"
-            if not target.is_relative_to(folder) or not target.exists(): found.append(f"{where}: {link} does not exist")
-            elif to.fragment and target in pages and unquote(to.fragment) not in pages[target].ids | {"top"}: found.append(f"{where}: {link}: no such place on that page")
+            if to.scheme or to.netloc:
+                continue
+            target = Path(os.path.normpath(path.parent / unquote(to.path))) if to.path else path
+            if target.is_dir():
+                target /= "index.html"
+            if not target.is_relative_to(folder) or not target.exists():
+                found.append(f"{where}: {link} does not exist")
+            elif (
+                to.fragment
+                and target in pages
+                and unquote(to.fragment) not in pages[target].ids | {"top"}
+            ):
+                found.append(f"{where}: {link}: no such place on that page")
     return found
 
 
@@ -381,21 +659,44 @@ def build():
     made_of = digest()
     shutil.rmtree(work, ignore_errors=True)
     write_source()
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "--jobs", "2", "-b", "html",
-               "-c", str(root/".ci/site"), "-d", str(work/"doctrees"), str(source), str(work/"html")]
-    if code := subprocess.run(command).returncode: sys.exit(code)
-    if found := broken(work/"html"): sys.exit("\n".join(found))
-    (work/"html/.made_of").write_text(made_of, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--quiet",
+        "--jobs",
+        "2",
+        "-b",
+        "html",
+        "-c",
+        str(root / ".ci/site"),
+        "-d",
+        str(work / "doctrees"),
+        str(source),
+        str(work / "html"),
+    ]
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
+    if found := broken(work / "html"):
+        sys.exit("\n".join(found))
+    (work / "html/.made_of").write_text(made_of, encoding="utf-8")
     shutil.rmtree(site, ignore_errors=True)
-    os.replace(work/"html", site)
+    os.replace(work / "html", site)
 
 
 def current():
     "Is the site that is there made of what is there?"
-    return (site/".made_of").exists() and (site/".made_of").read_text(encoding="utf-8") == digest()
+    return (site / ".made_of").exists() and (site / ".made_of").read_text(
+        encoding="utf-8"
+    ) == digest()
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    if current(): print("_docs is up to date")
-    else: build()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    if current():
+        print("_docs is up to date")
+    else:
+        build()

@@ -16,33 +16,52 @@ import hydramix_nb
 
 # %% ../nbs/90_all.ipynb #c197c43e
 def _public(
-    module:str, # name of a module in this package
-) -> list: # its public names; empty where it states none
+    module: str,  # name of a module in this package
+) -> list:  # its public names; empty where it states none
     "Read a module's `__all__` from its source, without importing the module"
-    source = importlib.util.find_spec(f"hydramix_nb.{module}").loader.get_source(f"hydramix_nb.{module}")
+    source = importlib.util.find_spec(f"hydramix_nb.{module}").loader.get_source(
+        f"hydramix_nb.{module}"
+    )
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__": return ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return ast.literal_eval(node.value)
     return []
 
 # %% ../nbs/90_all.ipynb #4d283002
-_modules = sorted(found.name for found in pkgutil.iter_modules(hydramix_nb.__path__) if found.name != "all" and not found.name.startswith("_"))
+_modules = sorted(
+    found.name
+    for found in pkgutil.iter_modules(hydramix_nb.__path__)
+    if found.name != "all" and not found.name.startswith("_")
+)
 _owners = {}
 for _module in _modules:
-    for _name in _public(_module): _owners.setdefault(_name, []).append(_module)
+    for _name in _public(_module):
+        _owners.setdefault(_name, []).append(_module)
 
 # %% ../nbs/90_all.ipynb #c5663646
-__all__ = _modules + [name for name, owners in _owners.items() if len(owners) == 1 and name not in _modules]
+__all__ = _modules + [
+    name for name, owners in _owners.items() if len(owners) == 1 and name not in _modules
+]
 
 # %% ../nbs/90_all.ipynb #469cca6c
 def __getattr__(
-    name:str, # a module of the package, or a public name of exactly one of them
+    name: str,  # a module of the package, or a public name of exactly one of them
 ):
     "Import what is asked for; AttributeError says where a name with several owners is to be found"
     owners = _owners.get(name, [])
-    if name in _modules: value = importlib.import_module(f"hydramix_nb.{name}")
-    elif len(owners) == 1: value = getattr(importlib.import_module(f"hydramix_nb.{owners[0]}"), name)
-    elif owners: raise AttributeError(f"`{name}` is in more than one module: use " + " or ".join(f"`{owner}.{name}`" for owner in owners))
-    else: raise AttributeError(f"hydramix_nb.all has no `{name}`")
+    if name in _modules:
+        value = importlib.import_module(f"hydramix_nb.{name}")
+    elif len(owners) == 1:
+        value = getattr(importlib.import_module(f"hydramix_nb.{owners[0]}"), name)
+    elif owners:
+        raise AttributeError(
+            f"`{name}` is in more than one module: use "
+            + " or ".join(f"`{owner}.{name}`" for owner in owners)
+        )
+    else:
+        raise AttributeError(f"hydramix_nb.all has no `{name}`")
     return globals().setdefault(name, value)
 
-def __dir__(): return sorted(__all__)
+
+def __dir__():
+    return sorted(__all__)

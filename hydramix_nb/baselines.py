@@ -28,17 +28,27 @@ from . import classifier
 from .classifier import Method
 from .data import ImageSet, crop_flip, to_float, to_uint8
 from .losses import laplacian_pyramid
-from .mixing import ChimeraMix, GridMix, HydraMix, Mixer, MixUp, MixUpN, NMix, SegMix, check_floats
+from hydramix_nb.mixing import (
+    ChimeraMix,
+    GridMix,
+    HydraMix,
+    Mixer,
+    MixUp,
+    MixUpN,
+    NMix,
+    SegMix,
+    check_floats,
+)
 from .training import seeded
 
 # %% ../nbs/34_baselines.ipynb #ff28bdaf
 def rectangles(
-    top:torch.Tensor,   # int64 [B], first row; may lie outside the image
-    left:torch.Tensor,  # int64 [B], first column
-    height:torch.Tensor,# int64 [B]
-    width:torch.Tensor, # int64 [B]
-    size:tuple,         # (H, W) of the images
-) -> torch.Tensor: # bool [B,1,H,W], true inside
+    top: torch.Tensor,  # int64 [B], first row; may lie outside the image
+    left: torch.Tensor,  # int64 [B], first column
+    height: torch.Tensor,  # int64 [B]
+    width: torch.Tensor,  # int64 [B]
+    size: tuple,  # (H, W) of the images
+) -> torch.Tensor:  # bool [B,1,H,W], true inside
     "One rectangle per image, clipped at the border"
     y, x = torch.arange(size[0], device=top.device), torch.arange(size[1], device=top.device)
     inside = lambda at, first, length: (at >= first[:, None]) & (at < (first + length)[:, None])
@@ -48,23 +58,28 @@ def rectangles(
 @dataclass
 class Cutout:
     "A square of zeros at a random place (DeVries & Taylor 2017)"
-    size:int # side in pixels; the centre may lie anywhere in the image, the square is clipped
+
+    size: int  # side in pixels; the centre may lie anywhere in the image, the square is clipped
 
     def __post_init__(self):
-        if self.size < 1: raise ValueError(f"size={self.size}: one pixel or more")
+        if self.size < 1:
+            raise ValueError(f"size={self.size}: one pixel or more")
 
-    def __call__(self,
-        images:torch.Tensor, # float [B,C,H,W] in −1…1, where 0 is mid-grey
-    ) -> torch.Tensor: # the same, a square of each at zero
+    def __call__(
+        self,
+        images: torch.Tensor,  # float [B,C,H,W] in −1…1, where 0 is mid-grey
+    ) -> torch.Tensor:  # the same, a square of each at zero
         b, _, h, w = images.shape
-        top, left = (torch.randint(side, (b,), device=images.device) - self.size // 2 for side in (h, w))
+        top, left = (
+            torch.randint(side, (b,), device=images.device) - self.size // 2 for side in (h, w)
+        )
         side = torch.full_like(top, self.size)
-        return images.masked_fill(rectangles(top, left, side, side, (h, w)), 0.)
+        return images.masked_fill(rectangles(top, left, side, side, (h, w)), 0.0)
 
 # %% ../nbs/34_baselines.ipynb #2b3dd7f1
 def cutout_size(
-    train:ImageSet, # the few images
-) -> int: # pixels
+    train: ImageSet,  # the few images
+) -> int:  # pixels
     "16 of 32 pixels, 8 where there are a hundred classes, 24 of 96 for images larger than 64 (the paper's STL-10)"
     side = train.images.shape[-1]
     return round(side * (1 / 4 if side > 64 or len(train.classes) >= 100 else 1 / 2))
@@ -73,49 +88,70 @@ def cutout_size(
 @dataclass
 class RandomErasing:
     "A rectangle of noise in a part of the images (Zhong et al. 2020)"
-    p:float = 0.5          # share of images
-    area:tuple = (.02, .4) # share of the image that is erased
-    aspect:float = 0.3     # height / width from aspect to 1 / aspect, uniformly
-    attempts:int = 20      # draws of a rectangle; the first that fits is taken
+
+    p: float = 0.5  # share of images
+    area: tuple = (0.02, 0.4)  # share of the image that is erased
+    aspect: float = 0.3  # height / width from aspect to 1 / aspect, uniformly
+    attempts: int = 20  # draws of a rectangle; the first that fits is taken
 
     def __post_init__(self):
-        if not 0 <= self.p <= 1: raise ValueError(f"p={self.p}: from 0 to 1")
-        if not 0 < self.area[0] <= self.area[1] <= 1: raise ValueError(f"area={self.area}: (low, high) in 0…1")
-        if not 0 < self.aspect <= 1: raise ValueError(f"aspect={self.aspect}: from above 0 to 1")
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p={self.p}: from 0 to 1")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area={self.area}: (low, high) in 0…1")
+        if not 0 < self.aspect <= 1:
+            raise ValueError(f"aspect={self.aspect}: from above 0 to 1")
 
-    def __call__(self,
-        images:torch.Tensor, # float [B,C,H,W] in −1…1
-    ) -> torch.Tensor: # the same, some with a rectangle of uniform noise
+    def __call__(
+        self,
+        images: torch.Tensor,  # float [B,C,H,W] in −1…1
+    ) -> torch.Tensor:  # the same, some with a rectangle of uniform noise
         b, _, h, w = images.shape
-        draw = lambda low, high, *shape: low + (high - low) * torch.rand(shape, device=images.device)
-        area, aspect = draw(*self.area, b, self.attempts) * h * w, draw(self.aspect, 1 / self.aspect, b, self.attempts)
-        heights, widths = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+        draw = lambda low, high, *shape: (
+            low + (high - low) * torch.rand(shape, device=images.device)
+        )
+        area, aspect = (
+            draw(*self.area, b, self.attempts) * h * w,
+            draw(self.aspect, 1 / self.aspect, b, self.attempts),
+        )
+        heights, widths = (
+            (area * aspect).sqrt().round().long(),
+            (area / aspect).sqrt().round().long(),
+        )
         fits = (heights < h) & (widths < w)
         first = fits.int().argmax(1, keepdim=True)
         height, width = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
-        place = lambda side, length: (torch.rand(b, device=images.device) * (side - length + 1)).long()
+        place = lambda side, length: (
+            torch.rand(b, device=images.device) * (side - length + 1)
+        ).long()
         chosen = (torch.rand(b, device=images.device) < self.p) & fits.any(1)
-        mask = rectangles(place(h, height), place(w, width), height, width, (h, w)) & chosen[:, None, None, None]
+        mask = (
+            rectangles(place(h, height), place(w, width), height, width, (h, w))
+            & chosen[:, None, None, None]
+        )
         return torch.where(mask, torch.rand_like(images) * 2 - 1, images)
 
 # %% ../nbs/34_baselines.ipynb #6c9f8311
 def cosine_loss(
-    outputs:torch.Tensor, # [B,classes]
-    targets:torch.Tensor, # int64 [B], or float [B,classes] where labels are mixed
-) -> torch.Tensor: # scalar
+    outputs: torch.Tensor,  # [B,classes]
+    targets: torch.Tensor,  # int64 [B], or float [B,classes] where labels are mixed
+) -> torch.Tensor:  # scalar
     "1 − cosine between outputs and one-hot targets (Barz & Denzler 2020)"
-    if not targets.is_floating_point(): targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+    if not targets.is_floating_point():
+        targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     return 1 - F.cosine_similarity(outputs, targets).mean()
 
 # %% ../nbs/34_baselines.ipynb #6074f2cc
 class CutMix(MixUp):
     "A rectangle of another image, labels mixed by area (Yun et al. 2019)"
-    def __init__(self,
-        train:ImageSet, # the few images
-        alpha:float=1., # area of the rectangle ~ 1 − Beta(α, α)
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images
+        alpha: float = 1.0,  # area of the rectangle ~ 1 − Beta(α, α)
     ):
         super().__init__(train, alpha)
-        self.p_gen = .5 if train.images.shape[-1] <= 64 else 1.
+        self.p_gen = 0.5 if train.images.shape[-1] <= 64 else 1.0
 
     def box(self, batch, size, device):
         "A rectangle of share 1 − λ around a random centre for each of the batch, clipped: bool [B,1,H,W]"
@@ -126,131 +162,196 @@ class CutMix(MixUp):
 
     def mix(self, index):
         images = crop_flip(to_float(self.train.images[index.flatten()])).unflatten(0, index.shape)
-        return torch.where(self.box(len(index), images.shape[-2:], images.device), images[:, 1], images[:, 0])
+        return torch.where(
+            self.box(len(index), images.shape[-2:], images.device), images[:, 1], images[:, 0]
+        )
 
     def augment(self, images, labels, p_gen=None):
         "Paste a rectangle of a shuffled copy; one rectangle for the batch, λ from the pixels really replaced"
         check_floats(images)
-        if torch.rand(()) >= (self.p_gen if p_gen is None else p_gen): return images, labels
-        order, box = torch.randperm(len(labels), device=images.device), self.box(1, images.shape[-2:], images.device)
-        targets, share = F.one_hot(labels, len(self.train.classes)).to(images.dtype), box.to(images.dtype).mean()
-        return torch.where(box, images[order], images), (1 - share) * targets + share * targets[order]
+        if torch.rand(()) >= (self.p_gen if p_gen is None else p_gen):
+            return images, labels
+        order, box = (
+            torch.randperm(len(labels), device=images.device),
+            self.box(1, images.shape[-2:], images.device),
+        )
+        targets, share = (
+            F.one_hot(labels, len(self.train.classes)).to(images.dtype),
+            box.to(images.dtype).mean(),
+        )
+        return torch.where(box, images[order], images), (1 - share) * targets + share * targets[
+            order
+        ]
 
 # %% ../nbs/34_baselines.ipynb #fecf3ffd
 class Policy:
     "An automatic augmentation of torchvision: AutoAugment (Cubuk et al. 2019) or TrivialAugmentWide (Müller & Hutter 2021)"
-    def __init__(self,
-        name:str,      # "AutoAugment" or "TrivialAugment"
-        size:int=32,   # side of the images: AutoAugment's policy is CIFAR10's up to 64 pixels, IMAGENET's above
+
+    def __init__(
+        self,
+        name: str,  # "AutoAugment" or "TrivialAugment"
+        size: int = 32,  # side of the images: AutoAugment's policy is CIFAR10's up to 64 pixels, IMAGENET's above
     ):
         from torchvision.transforms import v2
-        if name not in POLICIES[1:]: raise ValueError(f"policy {name!r}: one of {', '.join(POLICIES[1:])}")
-        self.name, self.size = name, size
-        self.one = (v2.TrivialAugmentWide(num_magnitude_bins=31) if name == "TrivialAugment" else
-                    v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET if size > 64 else v2.AutoAugmentPolicy.CIFAR10))
 
-    def __call__(self,
-        images:torch.Tensor, # float [B,C,H,W] in −1…1
-    ) -> torch.Tensor: # the same, each under operations of its own
+        if name not in POLICIES[1:]:
+            raise ValueError(f"policy {name!r}: one of {', '.join(POLICIES[1:])}")
+        self.name, self.size = name, size
+        self.one = (
+            v2.TrivialAugmentWide(num_magnitude_bins=31)
+            if name == "TrivialAugment"
+            else v2.AutoAugment(
+                v2.AutoAugmentPolicy.IMAGENET if size > 64 else v2.AutoAugmentPolicy.CIFAR10
+            )
+        )
+
+    def __call__(
+        self,
+        images: torch.Tensor,  # float [B,C,H,W] in −1…1
+    ) -> torch.Tensor:  # the same, each under operations of its own
         "One image at a time: torchvision draws one operation for a whole batch"
         return to_float(torch.stack([self.one(image) for image in to_uint8(images)]))
+
 
 @dataclass
 class Chain:
     "One transform after the other"
-    parts:tuple # of transforms
+
+    parts: tuple  # of transforms
 
     def __call__(self, images):
-        for part in self.parts: images = part(images)
+        for part in self.parts:
+            images = part(images)
         return images
+
 
 POLICIES = ("none", "AutoAugment", "TrivialAugment")
 
 # %% ../nbs/34_baselines.ipynb #bc93e6c2
 def morlet_parameters(
-    scales:int=2,       # J
-    orientations:int=8, # L
-) -> dict: # θ, ξ, σ, γ, each float [J·L]
+    scales: int = 2,  # J
+    orientations: int = 8,  # L
+) -> dict:  # θ, ξ, σ, γ, each float [J·L]
     "Orientation, frequency, width and slant of the wavelets of Kymatio's filter bank"
     j = torch.arange(scales).repeat_interleave(orientations)
     turn = torch.arange(orientations).repeat(scales)
-    return dict(theta=(orientations - orientations // 2 - 1 - turn) * math.pi / orientations, xi=.75 * math.pi / 2.**j,
-                sigma=.8 * 2.**j, slant=torch.full((scales * orientations,), 4. / orientations))
+    return dict(
+        theta=(orientations - orientations // 2 - 1 - turn) * math.pi / orientations,
+        xi=0.75 * math.pi / 2.0**j,
+        sigma=0.8 * 2.0**j,
+        slant=torch.full((scales * orientations,), 4.0 / orientations),
+    )
 
 # %% ../nbs/34_baselines.ipynb #a84c941d
 def morlets(
-    theta:torch.Tensor, # [K], direction of the wave
-    xi:torch.Tensor,    # [K], its frequency, radians per pixel
-    sigma:torch.Tensor, # [K], width of the envelope along the wave, pixels
-    slant:torch.Tensor, # [K], that width over the width across
-    size:int,           # side of the filters, pixels
-    wave:bool=True,     # False: the envelopes alone
-) -> torch.Tensor: # [K,size,size], Fourier transforms; real, because each filter is its own mirrored conjugate
+    theta: torch.Tensor,  # [K], direction of the wave
+    xi: torch.Tensor,  # [K], its frequency, radians per pixel
+    sigma: torch.Tensor,  # [K], width of the envelope along the wave, pixels
+    slant: torch.Tensor,  # [K], that width over the width across
+    size: int,  # side of the filters, pixels
+    wave: bool = True,  # False: the envelopes alone
+) -> (
+    torch.Tensor
+):  # [K,size,size], Fourier transforms; real, because each filter is its own mirrored conjugate
     "Morlet wavelets ψ(u) = g(u)(e^{iξ·u} − β) with β such that they sum to zero, periodic over the image"
     at = torch.arange(-size, size, device=theta.device, dtype=theta.dtype)
     y, x = at[:, None], at[None, :]
     shape = lambda v: v[:, None, None]
     along = y * shape(theta.cos()) + x * shape(theta.sin())
     across = x * shape(theta.cos()) - y * shape(theta.sin())
-    envelope = torch.exp(-(along**2 + shape(slant)**2 * across**2) / (2 * shape(sigma)**2)) * shape(slant / (2 * math.pi * sigma**2))
+    envelope = torch.exp(
+        -(along**2 + shape(slant) ** 2 * across**2) / (2 * shape(sigma) ** 2)
+    ) * shape(slant / (2 * math.pi * sigma**2))
     fold = lambda f: f.unflatten(1, (2, size)).unflatten(3, (2, size)).sum((1, 3))
     spectrum = lambda f: torch.fft.fft2(f).real
     low = fold(envelope)
-    if not wave: return spectrum(low)
+    if not wave:
+        return spectrum(low)
     high = fold(envelope * torch.exp(1j * shape(xi) * along))
     return spectrum(high - high.sum((1, 2), keepdim=True) / low.sum((1, 2), keepdim=True) * low)
 
 # %% ../nbs/34_baselines.ipynb #7c7b4a5c
 def subsample(
-    spectrum:torch.Tensor, # [...,S,S], Fourier transform of an image
-    step:int,              # every how many pixels
-) -> torch.Tensor: # [...,S/step,S/step], Fourier transform of the image at every step-th pixel
+    spectrum: torch.Tensor,  # [...,S,S], Fourier transform of an image
+    step: int,  # every how many pixels
+) -> torch.Tensor:  # [...,S/step,S/step], Fourier transform of the image at every step-th pixel
     "Taking every k-th pixel adds up the k² parts of the spectrum"
     side = spectrum.shape[-1] // step
     return spectrum.unflatten(-1, (step, side)).unflatten(-3, (step, side)).mean((-4, -2))
 
 # %% ../nbs/34_baselines.ipynb #c42d677f
 def filtered(
-    spectra:torch.Tensor, # [B,C,K,S,S], Fourier transforms of images
-    psi:torch.Tensor,     # [L,S,S], of wavelets
-) -> torch.Tensor: # [B,C,K·L,S/2,S/2]
+    spectra: torch.Tensor,  # [B,C,K,S,S], Fourier transforms of images
+    psi: torch.Tensor,  # [L,S,S], of wavelets
+) -> torch.Tensor:  # [B,C,K·L,S/2,S/2]
     "|x ∗ ψ| at every second pixel: for each frequency of the smaller map, the products of the four that fall on it, summed"
     b, c, k, side = *spectra.shape[:3], spectra.shape[-1] // 2
-    parts = spectra.unflatten(-1, (2, side)).unflatten(-3, (2, side)).permute(4, 6, 0, 1, 2, 3, 5).reshape(side**2, b * c * k, 4)
-    wavelets = psi.unflatten(-1, (2, side)).unflatten(-3, (2, side)).permute(2, 4, 1, 3, 0).reshape(side**2, 4, len(psi)).to(parts.dtype)
+    parts = (
+        spectra.unflatten(-1, (2, side))
+        .unflatten(-3, (2, side))
+        .permute(4, 6, 0, 1, 2, 3, 5)
+        .reshape(side**2, b * c * k, 4)
+    )
+    wavelets = (
+        psi.unflatten(-1, (2, side))
+        .unflatten(-3, (2, side))
+        .permute(2, 4, 1, 3, 0)
+        .reshape(side**2, 4, len(psi))
+        .to(parts.dtype)
+    )
     out = (parts @ wavelets / 4).permute(1, 2, 0).reshape(b, c, k * len(psi), side, side)
     return torch.fft.ifft2(out).abs()
 
 # %% ../nbs/34_baselines.ipynb #1ce41a82
 class Scattering(nn.Module):
     "Parametric scattering network: learnable wavelets, modulus, average; then one linear layer (Gauthier et al. 2021)"
-    def __init__(self,
-        size:int,           # side of the images: a multiple of 2^J
-        in_channels:int,    # channels of the images
-        n_classes:int,      # outputs
-        scales:int=2,       # J: averages over 2^J pixels; 2 is what is built
-        orientations:int=8, # L
+
+    def __init__(
+        self,
+        size: int,  # side of the images: a multiple of 2^J
+        in_channels: int,  # channels of the images
+        n_classes: int,  # outputs
+        scales: int = 2,  # J: averages over 2^J pixels; 2 is what is built
+        orientations: int = 8,  # L
     ):
         super().__init__()
-        if scales != 2: raise ValueError(f"scales={scales}: the scattering of the paper has J = 2")
-        if size % 4 or size < 8: raise ValueError(f"images of {size} pixels a side: scattering over 2^2 pixels needs a multiple of 4, from 8 up")
+        if scales != 2:
+            raise ValueError(f"scales={scales}: the scattering of the paper has J = 2")
+        if size % 4 or size < 8:
+            raise ValueError(
+                f"images of {size} pixels a side: scattering over 2^2 pixels needs a multiple of 4, from 8 up"
+            )
         self.size, self.orientations, self.pad = size, orientations, 4
-        self.wavelets = nn.ParameterDict({k: nn.Parameter(v) for k, v in morlet_parameters(scales, orientations).items()})
+        self.wavelets = nn.ParameterDict(
+            {k: nn.Parameter(v) for k, v in morlet_parameters(scales, orientations).items()}
+        )
         one = torch.ones(1)
-        average = morlets(0 * one, 0 * one, .8 * 2**(scales - 1) * one, one, size + 8, wave=False)[0]
-        low = torch.cat([torch.arange((size + 8) // 4), torch.arange((size + 8) * 3 // 4, size + 8)])
+        average = morlets(
+            0 * one, 0 * one, 0.8 * 2 ** (scales - 1) * one, one, size + 8, wave=False
+        )[0]
+        low = torch.cat(
+            [torch.arange((size + 8) // 4), torch.arange((size + 8) * 3 // 4, size + 8)]
+        )
         self.register_buffer("average", average, persistent=False)
         self.register_buffer("coarse_average", average[low][:, low], persistent=False)
         channels = in_channels * (1 + scales * orientations + orientations**2)
-        self.head = nn.Sequential(nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(channels * (size // 4)**2, n_classes))
+        self.head = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.Flatten(),
+            nn.Linear(channels * (size // 4) ** 2, n_classes),
+        )
 
     def parameter_groups(self):
         "Parameter groups for SGD: no weight decay on the wavelets, which would pull them towards frequency and width zero"
-        return [dict(params=list(self.head.parameters())), dict(params=list(self.wavelets.parameters()), weight_decay=0.)]
+        return [
+            dict(params=list(self.head.parameters())),
+            dict(params=list(self.wavelets.parameters()), weight_decay=0.0),
+        ]
 
-    def scatter(self,
-        x:torch.Tensor, # [B,C,S,S]
-    ) -> torch.Tensor: # [B,C,1+2L+L²,S/4,S/4]
+    def scatter(
+        self,
+        x: torch.Tensor,  # [B,C,S,S]
+    ) -> torch.Tensor:  # [B,C,1+2L+L²,S/4,S/4]
         "|…|x∗ψ|∗ψ'…|∗φ of order 0, 1 and 2"
         L, side = self.orientations, self.size + 2 * self.pad
         psi = morlets(*(self.wavelets[k] for k in ("theta", "xi", "sigma", "slant")), side)
@@ -258,163 +359,240 @@ class Scattering(nn.Module):
         fine, coarse = torch.fft.ifft2(x * psi[:L]).abs(), filtered(x, psi[L:])
         fine = torch.fft.fft2(fine)
         second = filtered(fine, psi[L:])
-        out = [subsample(x * self.average, 4), subsample(fine * self.average, 4),
-               subsample(torch.fft.fft2(torch.cat([coarse, second], 2)) * self.coarse_average, 2)]
+        out = [
+            subsample(x * self.average, 4),
+            subsample(fine * self.average, 4),
+            subsample(torch.fft.fft2(torch.cat([coarse, second], 2)) * self.coarse_average, 2),
+        ]
         return torch.fft.ifft2(torch.cat(out, 2)).real[..., 1:-1, 1:-1]
 
-    def forward(self, x): return self.head(torch.cat([self.scatter(part) for part in x.split(64)]).flatten(1, 2))
+    def forward(self, x):
+        return self.head(torch.cat([self.scatter(part) for part in x.split(64)]).flatten(1, 2))
 
 # %% ../nbs/34_baselines.ipynb #6185725c
 def slerp(
-    a:torch.Tensor, # [B,d], unit vectors
-    b:torch.Tensor, # [B,d], unit vectors
-    t:torch.Tensor, # [B], 0 is a, 1 is b
-) -> torch.Tensor: # [B,d], unit vectors on the arc between
+    a: torch.Tensor,  # [B,d], unit vectors
+    b: torch.Tensor,  # [B,d], unit vectors
+    t: torch.Tensor,  # [B], 0 is a, 1 is b
+) -> torch.Tensor:  # [B,d], unit vectors on the arc between
     "Spherical linear interpolation; along the chord where a and b are the same"
     angle = (a * b).sum(1).clamp(-1, 1).acos()[:, None]
     t, sine = t[:, None], angle.sin()
     far = sine > 1e-4
-    weight = lambda t: torch.where(far, (t * angle).sin() / sine.where(far, torch.ones_like(sine)), t)
+    weight = lambda t: torch.where(
+        far, (t * angle).sin() / sine.where(far, torch.ones_like(sine)), t
+    )
     return weight(1 - t) * a + weight(t) * b
 
 # %% ../nbs/34_baselines.ipynb #85e66164
 def latent_loss(
-    generated:torch.Tensor, # [B,C,S,S]
-    images:torch.Tensor,    # [B,C,S,S]
-) -> torch.Tensor: # scalar
+    generated: torch.Tensor,  # [B,C,S,S]
+    images: torch.Tensor,  # [B,C,S,S]
+) -> torch.Tensor:  # scalar
     "Laplacian pyramid with its last residual, mean absolute difference per level: GLO's Lap1 in place of the perceptual network"
     return sum(level.abs().mean() for level in laplacian_pyramid(generated - images, residual=True))
 
 # %% ../nbs/34_baselines.ipynb #e7c36fa7
 class LatentGenerator(nn.Module):
     "GLICO's generator: a latent on the unit sphere and a noise vector to an image, without any encoder (Azuri & Weinshall 2021)"
-    def __init__(self,
-        in_channels:int, # channels of the images
-        size:int,        # side of the images
-        latent:int=512,  # length of a latent
-        noise:int=100,   # length of the noise
-        hidden:int=1024, # features of the first layer
-        features:int=128, # features of the coarsest map up to 64 pixels; four times as many above
+
+    def __init__(
+        self,
+        in_channels: int,  # channels of the images
+        size: int,  # side of the images
+        latent: int = 512,  # length of a latent
+        noise: int = 100,  # length of the noise
+        hidden: int = 1024,  # features of the first layer
+        features: int = 128,  # features of the coarsest map up to 64 pixels; four times as many above
     ):
         super().__init__()
         large = size > 64
-        widths = [4 * features, 2 * features, features, features // 2] if large else [features, features // 2]
+        widths = (
+            [4 * features, 2 * features, features, features // 2]
+            if large
+            else [features, features // 2]
+        )
         scale = 8 if large else 4
-        if size % scale: raise ValueError(f"images of {size} pixels a side: GLICO's generator needs a multiple of {scale}")
+        if size % scale:
+            raise ValueError(
+                f"images of {size} pixels a side: GLICO's generator needs a multiple of {scale}"
+            )
         self.noise, self.start = noise, (widths[0], size // scale, size // scale)
-        self.project = nn.Sequential(nn.Linear(noise, noise, bias=False), nn.LeakyReLU(.2))
-        self.dense = nn.Sequential(nn.Linear(latent + noise, hidden, bias=False), nn.LeakyReLU(.2), nn.Linear(hidden, math.prod(self.start), bias=False), nn.LeakyReLU(.2))
-        ups = [part for a, b in pairwise(widths) for part in
-               (nn.ConvTranspose2d(a, b, 4, 2, 1), *([nn.BatchNorm2d(b), nn.ReLU()] if large else [nn.LeakyReLU(.2)]))]
-        last = nn.Conv2d(widths[-1], in_channels, 3, 1, 1) if large else nn.ConvTranspose2d(widths[-1], in_channels, 4, 2, 1)
+        self.project = nn.Sequential(nn.Linear(noise, noise, bias=False), nn.LeakyReLU(0.2))
+        self.dense = nn.Sequential(
+            nn.Linear(latent + noise, hidden, bias=False),
+            nn.LeakyReLU(0.2),
+            nn.Linear(hidden, math.prod(self.start), bias=False),
+            nn.LeakyReLU(0.2),
+        )
+        ups = [
+            part
+            for a, b in pairwise(widths)
+            for part in (
+                nn.ConvTranspose2d(a, b, 4, 2, 1),
+                *([nn.BatchNorm2d(b), nn.ReLU()] if large else [nn.LeakyReLU(0.2)]),
+            )
+        ]
+        last = (
+            nn.Conv2d(widths[-1], in_channels, 3, 1, 1)
+            if large
+            else nn.ConvTranspose2d(widths[-1], in_channels, 4, 2, 1)
+        )
         self.image = nn.Sequential(*ups, last, nn.Tanh())
         for m in self.modules():
-            if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)): nn.init.xavier_normal_(m.weight, math.sqrt(2))
+            if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.xavier_normal_(m.weight, math.sqrt(2))
 
-    def forward(self,
-        z:torch.Tensor, # [B,latent]
-    ) -> torch.Tensor: # [B,C,S,S] in −1…1
-        noise = self.project(.15 * torch.randn(len(z), self.noise, device=z.device))
-        return self.image(self.dense(torch.cat([F.normalize(z), noise], 1)).unflatten(1, self.start))
+    def forward(
+        self,
+        z: torch.Tensor,  # [B,latent]
+    ) -> torch.Tensor:  # [B,C,S,S] in −1…1
+        noise = self.project(0.15 * torch.randn(len(z), self.noise, device=z.device))
+        return self.image(
+            self.dense(torch.cat([F.normalize(z), noise], 1)).unflatten(1, self.start)
+        )
 
 # %% ../nbs/34_baselines.ipynb #7a1691cd
 def fit_latents(
-    train:ImageSet,      # the few images
-    *, steps:int|None=None, # optimiser steps; None: 200 passes over the repeated set, as for HydraMix' generator
-    batch_size:int|None=None, # images in a step; None: 128 up to 64 pixels, 32 above
-    latent:int=512,      # length of a latent
-    lr:float=1e-3,       # of the latents; the generator's is 0.7 of it; both halve every 70/200 of the training
-    gamma:float=.5,      # weight of the cross-entropy
-    features:int=128,    # of the generator
-    seed:int=0,          # of weights, latents, order and noise
-    progress:bool=True,  # show a progress bar
-) -> tuple: # generator in evaluation mode, latents [n,latent] of length one
+    train: ImageSet,  # the few images
+    *,
+    steps: int
+    | None = None,  # optimiser steps; None: 200 passes over the repeated set, as for HydraMix' generator
+    batch_size: int | None = None,  # images in a step; None: 128 up to 64 pixels, 32 above
+    latent: int = 512,  # length of a latent
+    lr: float = 1e-3,  # of the latents; the generator's is 0.7 of it; both halve every 70/200 of the training
+    gamma: float = 0.5,  # weight of the cross-entropy
+    features: int = 128,  # of the generator
+    seed: int = 0,  # of weights, latents, order and noise
+    progress: bool = True,  # show a progress bar
+) -> tuple:  # generator in evaluation mode, latents [n,latent] of length one
     "GLICO: learn a generator and one latent per image together, so that the images come back and a classifier tells their classes"
     images, device, large = to_float(train.images), train.images.device, train.images.shape[-1] > 64
     batch_size = min(batch_size or (32 if large else 128), len(train))
     repeats = max((30 if large else 500) // max(len(train) // len(train.classes), 1), 1)
     steps = steps or 200 * math.ceil(len(train) * repeats / batch_size)
     with seeded(seed, device):
-        generator = LatentGenerator(images.shape[1], images.shape[-1], latent, features=features).to(device)
+        generator = LatentGenerator(
+            images.shape[1], images.shape[-1], latent, features=features
+        ).to(device)
         judge = small_network(images.shape[1], len(train.classes)).to(device)
         latents = F.normalize(torch.randn(len(train), latent, device=device)).requires_grad_()
-        optimizers = [torch.optim.Adam(generator.parameters(), .7 * lr, (.5, .999)), torch.optim.Adam([latents], lr, (.5, .999)),
-                      torch.optim.SGD(judge.parameters(), .1, .9, weight_decay=1e-4)]
+        optimizers = [
+            torch.optim.Adam(generator.parameters(), 0.7 * lr, (0.5, 0.999)),
+            torch.optim.Adam([latents], lr, (0.5, 0.999)),
+            torch.optim.SGD(judge.parameters(), 0.1, 0.9, weight_decay=1e-4),
+        ]
         per_epoch = math.ceil(len(train) / batch_size)
         for step in tqdm(range(steps), desc="GLICO", disable=not progress, mininterval=1):
-            if step % per_epoch == 0: order = (torch.randperm(per_epoch * batch_size, device=device) % len(train)).split(batch_size)
+            if step % per_epoch == 0:
+                order = (torch.randperm(per_epoch * batch_size, device=device) % len(train)).split(
+                    batch_size
+                )
             index = order[step % per_epoch]
-            for optimizer, rate in zip(optimizers, (.7 * lr, lr)): optimizer.param_groups[0]["lr"] = rate * .5**(step * 200 // (steps * 70))
+            for optimizer, rate in zip(optimizers, (0.7 * lr, lr)):
+                optimizer.param_groups[0]["lr"] = rate * 0.5 ** (step * 200 // (steps * 70))
             generated = generator(latents[index])
-            loss = latent_loss(generated, images[index]) + gamma * F.cross_entropy(judge(generated), train.labels[index])
-            for optimizer in optimizers: optimizer.zero_grad(set_to_none=True)
+            loss = latent_loss(generated, images[index]) + gamma * F.cross_entropy(
+                judge(generated), train.labels[index]
+            )
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            for optimizer in optimizers: optimizer.step()
-            with torch.no_grad(): latents.copy_(F.normalize(latents))
-    if not torch.isfinite(loss): raise FloatingPointError(f"GLICO's training diverged: lower lr (now {lr})")
+            for optimizer in optimizers:
+                optimizer.step()
+            with torch.no_grad():
+                latents.copy_(F.normalize(latents))
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"GLICO's training diverged: lower lr (now {lr})")
     return generator.eval(), latents.detach()
+
 
 def small_network(in_channels, n_classes):
     "Three strided convolutions and a linear layer"
     widths = [in_channels, 32, 64, 128]
-    return nn.Sequential(*(part for a, b in pairwise(widths) for part in (nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU())),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_classes))
+    return nn.Sequential(
+        *(
+            part
+            for a, b in pairwise(widths)
+            for part in (nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
+        ),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(widths[-1], n_classes),
+    )
 
 # %% ../nbs/34_baselines.ipynb #d71a8081
 class GLICO(Mixer):
     "Images on the arc between two latents of a class"
-    def __init__(self,
-        train:ImageSet, # the few images
-        profile:str="paper", # "paper", "small" or "tiny"
-        seed:int=0,     # of the generator's training
-        progress:bool=True, # show a progress bar
-        **settings,     # of fit_latents
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images
+        profile: str = "paper",  # "paper", "small" or "tiny"
+        seed: int = 0,  # of the generator's training
+        progress: bool = True,  # show a progress bar
+        **settings,  # of fit_latents
     ):
         super().__init__(train)
-        if profile not in GLICO_PROFILES: raise ValueError(f"profile {profile!r}: one of {', '.join(GLICO_PROFILES)}")
-        self.generator, self.latents = fit_latents(train, seed=seed, progress=progress, **{**GLICO_PROFILES[profile], **settings})
+        if profile not in GLICO_PROFILES:
+            raise ValueError(f"profile {profile!r}: one of {', '.join(GLICO_PROFILES)}")
+        self.generator, self.latents = fit_latents(
+            train, seed=seed, progress=progress, **{**GLICO_PROFILES[profile], **settings}
+        )
 
     def mix(self, index):
         t = torch.randint(1, 5, (len(index),), device=index.device) / 10
         return self.generator(slerp(self.latents[index[:, 0]], self.latents[index[:, 1]], t))
 
-GLICO_PROFILES = dict(paper={}, small=dict(steps=1500, batch_size=32), tiny=dict(steps=4, batch_size=8, latent=16, features=8))
+
+GLICO_PROFILES = dict(
+    paper={},
+    small=dict(steps=1500, batch_size=32),
+    tiny=dict(steps=4, batch_size=8, latent=16, features=8),
+)
 
 # %% ../nbs/34_baselines.ipynb #8d054887
 def soft_masks(
-    m:torch.Tensor, # [B,K,w,w], free variables
-    size:int,       # side of the images
-) -> torch.Tensor: # [B,K,1,size,size] in 0…1, summing to one over K
+    m: torch.Tensor,  # [B,K,w,w], free variables
+    size: int,  # side of the images
+) -> torch.Tensor:  # [B,K,1,size,size] in 0…1, summing to one over K
     "Masks of SuperMix: bilinear upsampling, sigmoid, normalised over the images"
     m = torch.sigmoid(F.interpolate(m, (size, size), mode="bilinear"))
     return (m / m.sum(1, keepdim=True))[:, :, None]
 
 # %% ../nbs/34_baselines.ipynb #9410207d
 def smooth(
-    g:torch.Tensor, # [B,K,w,w]
-    sigma:float,    # width of the Gaussian in cells
-) -> torch.Tensor: # [B,K,w,w]
+    g: torch.Tensor,  # [B,K,w,w]
+    sigma: float,  # width of the Gaussian in cells
+) -> torch.Tensor:  # [B,K,w,w]
     "Gaussian blur, zeros outside"
     radius = round(2.5 * sigma)
-    taps = torch.exp(-torch.arange(-radius, radius + 1, device=g.device, dtype=g.dtype)**2 / (2 * sigma**2))
+    taps = torch.exp(
+        -(torch.arange(-radius, radius + 1, device=g.device, dtype=g.dtype) ** 2) / (2 * sigma**2)
+    )
     taps, flat = (taps / taps.sum()).view(1, 1, -1), g.flatten(0, 1)[:, None]
-    return F.conv2d(F.conv2d(flat, taps[..., None], padding=(radius, 0)), taps[:, :, None], padding=(0, radius)).view_as(g)
+    return F.conv2d(
+        F.conv2d(flat, taps[..., None], padding=(radius, 0)), taps[:, :, None], padding=(0, radius)
+    ).view_as(g)
 
 # %% ../nbs/34_baselines.ipynb #0a486f55
 def mix_loss(outputs, targets, masks, sparsity):
     "KL(targets ‖ teacher) + λ_s · mean m(1−m), per sample"
-    return F.kl_div(F.log_softmax(outputs, 1), targets, reduction="none").sum(1) + sparsity * (masks * (1 - masks)).flatten(1).mean(1)
+    return F.kl_div(F.log_softmax(outputs, 1), targets, reduction="none").sum(1) + sparsity * (
+        masks * (1 - masks)
+    ).flatten(1).mean(1)
 
 # %% ../nbs/34_baselines.ipynb #dd063441
 def supermix(
-    teacher:nn.Module,   # classifier in evaluation mode
-    images:torch.Tensor, # float [B,K,C,S,S] in −1…1
-    targets:torch.Tensor, # float [B,classes], the mixed labels that the teacher shall see
-    *, cells:int=8,      # w, side of the free masks
-    sigma:float=1.,      # of the smoothing of gradients, cells
-    sparsity:float=25.,  # λ_s
-    iterations:int=50,   # at most
-) -> tuple: # mixed [B,C,S,S], masks [B,K,1,S,S], loss [B], whether the K classes are the teacher's K first: bool [B]
+    teacher: nn.Module,  # classifier in evaluation mode
+    images: torch.Tensor,  # float [B,K,C,S,S] in −1…1
+    targets: torch.Tensor,  # float [B,classes], the mixed labels that the teacher shall see
+    *,
+    cells: int = 8,  # w, side of the free masks
+    sigma: float = 1.0,  # of the smoothing of gradients, cells
+    sparsity: float = 25.0,  # λ_s
+    iterations: int = 50,  # at most
+) -> tuple:  # mixed [B,C,S,S], masks [B,K,1,S,S], loss [B], whether the K classes are the teacher's K first: bool [B]
     "Masks that show a teacher the mixed label (Dabouei et al. 2021): Newton steps on KL + λ_s · mean m(1−m), each sample until its classes come first"
     b, k, _, size, _ = images.shape
     wanted = targets.topk(k, 1).indices.sort(1).values
@@ -422,17 +600,19 @@ def supermix(
     done = torch.zeros(b, dtype=torch.bool, device=images.device)
     for _ in range(iterations):
         active = (~done).nonzero()[:, 0]
-        if len(active) == 0: break
+        if len(active) == 0:
+            break
         free = m[active].requires_grad_()
         with torch.enable_grad():
             masks = soft_masks(free, size)
             outputs = teacher((masks * images[active]).sum(1))
             loss = mix_loss(outputs, targets[active], masks, sparsity)
-            gradient, = torch.autograd.grad(loss.sum(), free)
+            (gradient,) = torch.autograd.grad(loss.sum(), free)
         direction = smooth(gradient, sigma)
         length = loss.detach() / ((gradient * direction).flatten(1).sum(1) + 1e-10)
         m[active] = free.detach() - length.abs().clamp(1e-4, 2000)[:, None, None, None] * direction
-        with torch.no_grad(): outputs = teacher((soft_masks(m[active], size) * images[active]).sum(1))
+        with torch.no_grad():
+            outputs = teacher((soft_masks(m[active], size) * images[active]).sum(1))
         done[active] = (outputs.topk(k, 1).indices.sort(1).values == wanted[active]).all(1)
     with torch.no_grad():
         masks = soft_masks(m, size)
@@ -442,25 +622,35 @@ def supermix(
 # %% ../nbs/34_baselines.ipynb #e11b323d
 class SuperMix(Mixer):
     "A pool of images mixed under the supervision of a teacher that was trained on the same few images"
-    def __init__(self,
-        train:ImageSet,      # the few images
-        profile:str="paper", # of the teacher's training, and the size of the pool
-        *, pool:int|None=None, # mixed images; None: the profile's
-        alpha:float=3.,      # of the Dirichlet of the labels' weights
-        config=None,         # classifier.Config of the teacher; None: the profile's
-        teacher=None,        # a classifier of these classes, trained already
-        seed:int=0,          # of the teacher and the pool
-        progress:bool=True,  # show progress bars
-        **settings,          # of supermix
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images
+        profile: str = "paper",  # of the teacher's training, and the size of the pool
+        *,
+        pool: int | None = None,  # mixed images; None: the profile's
+        alpha: float = 3.0,  # of the Dirichlet of the labels' weights
+        config=None,  # classifier.Config of the teacher; None: the profile's
+        teacher=None,  # a classifier of these classes, trained already
+        seed: int = 0,  # of the teacher and the pool
+        progress: bool = True,  # show progress bars
+        **settings,  # of supermix
     ):
         super().__init__(train)
-        if profile not in SUPERMIX_PROFILES: raise ValueError(f"profile {profile!r}: one of {', '.join(SUPERMIX_PROFILES)}")
+        if profile not in SUPERMIX_PROFILES:
+            raise ValueError(f"profile {profile!r}: one of {', '.join(SUPERMIX_PROFILES)}")
         size = train.images.shape[-1]
-        settings = dict(cells=8 if size <= 64 else 16, sigma=1. if size <= 64 else 2.) | SUPERMIX_PROFILES[profile] | settings
+        settings = (
+            dict(cells=8 if size <= 64 else 16, sigma=1.0 if size <= 64 else 2.0)
+            | SUPERMIX_PROFILES[profile]
+            | settings
+        )
         count, device = pool or settings.pop("pool"), train.images.device
         settings.pop("pool", None)
         config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
-        self.teacher = (teacher or classifier.fit(train, train, None, config, progress=progress).model).eval()
+        self.teacher = (
+            teacher or classifier.fit(train, train, None, config, progress=progress).model
+        ).eval()
         with seeded(seed, device):
             self.fill(count, alpha, settings, progress)
 
@@ -474,21 +664,38 @@ class SuperMix(Mixer):
                 mixed, targets, loss, done = self.candidates(first, alpha, settings)
                 pool.append((to_uint8(mixed), targets, loss, done))
                 bar.update(int(done.sum()))
-                if bar.n >= count and (i + 1) * chunk >= n: break
+                if bar.n >= count and (i + 1) * chunk >= n:
+                    break
         images, targets, loss, done = (torch.cat(part) for part in zip(*pool))
         self.accepted, main = float(done.float().mean()), targets.argmax(1)
         for label in set(main.tolist()) - set(main[done].tolist()):
             own = (main == label).nonzero()[:, 0]
             done[own[loss[own].argmin()]] = True
-        self.targets, self.pool = targets[done], ImageSet(images[done], main[done], self.train.classes)
+        self.targets, self.pool = (
+            targets[done],
+            ImageSet(images[done], main[done], self.train.classes),
+        )
 
     def candidates(self, first, alpha, settings):
         "Each of these images and one of another class, under drawn weights of which the first has the larger"
         labels, batch = self.train.labels, len(first)
         second = torch.multinomial((labels[first][:, None] != labels).float(), 1)[:, 0]
-        weights = torch.distributions.Dirichlet(torch.full((batch, 2), float(alpha), device=first.device)).sample().sort(1, descending=True).values
-        targets = torch.einsum("bk,bkc->bc", weights, F.one_hot(labels[torch.stack([first, second], 1)], len(self.train.classes)).float())
-        images = crop_flip(to_float(self.train.images[torch.cat([first, second])])).unflatten(0, (2, batch)).transpose(0, 1)
+        weights = (
+            torch.distributions.Dirichlet(torch.full((batch, 2), float(alpha), device=first.device))
+            .sample()
+            .sort(1, descending=True)
+            .values
+        )
+        targets = torch.einsum(
+            "bk,bkc->bc",
+            weights,
+            F.one_hot(labels[torch.stack([first, second], 1)], len(self.train.classes)).float(),
+        )
+        images = (
+            crop_flip(to_float(self.train.images[torch.cat([first, second])]))
+            .unflatten(0, (2, batch))
+            .transpose(0, 1)
+        )
         mixed, _, loss, done = supermix(self.teacher, images, targets, **settings)
         return mixed, targets, loss, done
 
@@ -496,51 +703,78 @@ class SuperMix(Mixer):
         index = self.pool.same_class(labels, 1)[:, 0]
         return to_float(self.pool.images[index]), self.targets[index]
 
-    def __call__(self, labels): return self.draw(labels.to(self.train.labels.device))[0].to(labels.device)
+    def __call__(self, labels):
+        return self.draw(labels.to(self.train.labels.device))[0].to(labels.device)
 
     def augment(self, images, labels, p_gen=None):
         "With probability p_gen mixed images whose larger part has these labels, with their mixed labels"
         check_floats(images)
-        return self.draw(labels) if torch.rand(()) < (self.p_gen if p_gen is None else p_gen) else (images, labels)
+        return (
+            self.draw(labels)
+            if torch.rand(()) < (self.p_gen if p_gen is None else p_gen)
+            else (images, labels)
+        )
 
-SUPERMIX_PROFILES = dict(paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2))
+
+SUPERMIX_PROFILES = dict(
+    paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2)
+)
 
 # %% ../nbs/34_baselines.ipynb #8b2f226b
 def needs_generator(
-    mixer,     # HydraMix or ChimeraMix
-    name:str,  # method, for the error
+    mixer,  # HydraMix or ChimeraMix
+    name: str,  # method, for the error
 ):
     "Builder of a method whose mixer needs a trained generator"
+
     def build(train, trained=None, *, cache=None, **settings) -> Method:
         if trained is None:
-            raise ValueError(f"{name} needs a trained generator: gan.fit(train, gan.profile(…, **GENERATORS[{name!r}])) makes one, trained=… hands it over")
+            raise ValueError(
+                f"{name} needs a trained generator: gan.fit(train, gan.profile(…, **GENERATORS[{name!r}])) makes one, trained=… hands it over"
+            )
         if trained.config.mixing != GENERATORS[name].get("mixing", "hydra"):
-            raise ValueError(f"{name} needs a generator trained with mixing={GENERATORS[name].get('mixing', 'hydra')!r}; this one was trained with {trained.config.mixing!r}")
+            raise ValueError(
+                f"{name} needs a generator trained with mixing={GENERATORS[name].get('mixing', 'hydra')!r}; this one was trained with {trained.config.mixing!r}"
+            )
         return Method(mixer=mixer(trained, train, cache=cache, **settings))
+
     build.takes = [mixer]
     return build
 
 # %% ../nbs/34_baselines.ipynb #edb0d7f3
 def mixes(
-    mixer,   # class of a mixer that is made of the images alone
-    *others, # functions that it hands settings on to
+    mixer,  # class of a mixer that is made of the images alone
+    *others,  # functions that it hands settings on to
 ):
     "Builder of a method that is a mixer"
-    def build(train, trained=None, **settings) -> Method: return Method(mixer=mixer(train, **settings))
+
+    def build(train, trained=None, **settings) -> Method:
+        return Method(mixer=mixer(train, **settings))
+
     build.takes = [mixer, *others]
     return build
 
 # %% ../nbs/34_baselines.ipynb #94387a7b
 def edited(
-    train, trained=None, *, generated=None, # folder of edited images, see `54_diffusemix`
-    prompts=None,    # which of them to take; None: all
-    strength=.2,     # share of the fractal
-    seed=0,          # of fractals and masks
+    train,
+    trained=None,
+    *,
+    generated=None,  # folder of edited images, see `54_diffusemix`
+    prompts=None,  # which of them to take; None: all
+    strength=0.2,  # share of the fractal
+    seed=0,  # of fractals and masks
 ) -> Method:
     "Builder of DiffuseMix"
-    if generated is None: raise ValueError("DiffuseMix needs a folder of edited images: nbs/experiments/diffuse.ipynb makes one, generated=… hands it over")
+    if generated is None:
+        raise ValueError(
+            "DiffuseMix needs a folder of edited images: nbs/experiments/diffuse.ipynb makes one, generated=… hands it over"
+        )
     later = importlib.import_module("hydramix_nb.diffusemix")
-    return Method(mixer=later.DiffuseMix(train, generated, prompts=prompts, strength=strength, seed=seed))
+    return Method(
+        mixer=later.DiffuseMix(train, generated, prompts=prompts, strength=strength, seed=seed)
+    )
+
+
 edited.takes = []
 
 # %% ../nbs/34_baselines.ipynb #57687954
@@ -554,13 +788,19 @@ GENERATORS = {
 # %% ../nbs/34_baselines.ipynb #df02c38d
 METHODS = {
     "Baseline": lambda train, trained=None: Method(),
-    "Cutout": lambda train, trained=None, size=None: Method(transform=Cutout(size or cutout_size(train))),
-    "Random Erasing": lambda train, trained=None, p=.5, area=(.02, .4), aspect=.3: Method(transform=RandomErasing(p, area, aspect)),
+    "Cutout": lambda train, trained=None, size=None: Method(
+        transform=Cutout(size or cutout_size(train))
+    ),
+    "Random Erasing": lambda train, trained=None, p=0.5, area=(0.02, 0.4), aspect=0.3: Method(
+        transform=RandomErasing(p, area, aspect)
+    ),
     "Cosine": lambda train, trained=None: Method(loss=cosine_loss),
     "MixUp": mixes(MixUp),
     "MixUpN": mixes(MixUpN),
     "CutMix": mixes(CutMix),
-    "Scattering": lambda train, trained=None: Method(network=partial(Scattering, train.images.shape[-1])),
+    "Scattering": lambda train, trained=None: Method(
+        network=partial(Scattering, train.images.shape[-1])
+    ),
     "GLICO": mixes(GLICO, fit_latents),
     "SuperMix": mixes(SuperMix, supermix),
     "GridMix": mixes(GridMix),
@@ -571,46 +811,76 @@ METHODS = {
     "ChimeraMix": needs_generator(ChimeraMix, "ChimeraMix"),
     "HydraMix": needs_generator(HydraMix, "HydraMix"),
     "DiffuseMix": edited,
-    "AutoAugment": lambda train, trained=None: Method(transform=Policy("AutoAugment", train.images.shape[-1])),
-    "TrivialAugment": lambda train, trained=None: Method(transform=Policy("TrivialAugment", train.images.shape[-1])),
+    "AutoAugment": lambda train, trained=None: Method(
+        transform=Policy("AutoAugment", train.images.shape[-1])
+    ),
+    "TrivialAugment": lambda train, trained=None: Method(
+        transform=Policy("TrivialAugment", train.images.shape[-1])
+    ),
 }
 
 # %% ../nbs/34_baselines.ipynb #2ef8c490
 def accepted(
-    builder, # entry of METHODS
-) -> set: # names of the settings it takes; None where it takes any
+    builder,  # entry of METHODS
+) -> set:  # names of the settings it takes; None where it takes any
     "Settings of a builder: its own, and those of what it hands them on to"
-    names = [p for f in (builder, *getattr(builder, "takes", [])) for p in inspect.signature(f).parameters.values()]
-    if not hasattr(builder, "takes") and any(p.kind == p.VAR_KEYWORD for p in names): return None
-    return {p.name for p in names if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {"train", "trained", "images", "targets"}
+    names = [
+        p
+        for f in (builder, *getattr(builder, "takes", []))
+        for p in inspect.signature(f).parameters.values()
+    ]
+    if not hasattr(builder, "takes") and any(p.kind == p.VAR_KEYWORD for p in names):
+        return None
+    return {p.name for p in names if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {
+        "train",
+        "trained",
+        "images",
+        "targets",
+    }
 
 # %% ../nbs/34_baselines.ipynb #c298b8ae
 def build(
-    name:str,        # one of METHODS
-    train:ImageSet,  # the few images
-    *, trained=None, # generator, for the methods in GENERATORS
-    auto_augment:str="none", # "none", "AutoAugment" or "TrivialAugment", on every image the classifier sees
-    profile:str="paper", # size of the trainings that GLICO and SuperMix do here
-    p_gen:float|None=None, # share of generated batches; None: the method's own
-    seed:int=0,      # of those trainings
-    cache=None,      # folder for label maps
-    progress:bool=True, # show their progress bars
-    **settings,      # of the method: n_images, alpha, size, …
-) -> Method: # for classifier.fit
+    name: str,  # one of METHODS
+    train: ImageSet,  # the few images
+    *,
+    trained=None,  # generator, for the methods in GENERATORS
+    auto_augment: str = "none",  # "none", "AutoAugment" or "TrivialAugment", on every image the classifier sees
+    profile: str = "paper",  # size of the trainings that GLICO and SuperMix do here
+    p_gen: float | None = None,  # share of generated batches; None: the method's own
+    seed: int = 0,  # of those trainings
+    cache=None,  # folder for label maps
+    progress: bool = True,  # show their progress bars
+    **settings,  # of the method: n_images, alpha, size, …
+) -> Method:  # for classifier.fit
     "A method of the tables by its name"
-    if name not in METHODS: raise ValueError(f"method {name!r}: one of {', '.join(METHODS)}")
-    if profile not in classifier.PROFILES: raise ValueError(f"profile {profile!r}: one of {', '.join(classifier.PROFILES)}")
-    if auto_augment not in POLICIES: raise ValueError(f"auto_augment {auto_augment!r}: one of {', '.join(POLICIES)}")
-    if auto_augment != "none" and name in POLICIES: raise ValueError(f"{name} is an automatic augmentation itself: auto_augment={auto_augment!r} would be a second one")
-    takes, common = accepted(METHODS[name]), dict(profile=profile, seed=seed, cache=cache, progress=progress)
+    if name not in METHODS:
+        raise ValueError(f"method {name!r}: one of {', '.join(METHODS)}")
+    if profile not in classifier.PROFILES:
+        raise ValueError(f"profile {profile!r}: one of {', '.join(classifier.PROFILES)}")
+    if auto_augment not in POLICIES:
+        raise ValueError(f"auto_augment {auto_augment!r}: one of {', '.join(POLICIES)}")
+    if auto_augment != "none" and name in POLICIES:
+        raise ValueError(
+            f"{name} is an automatic augmentation itself: auto_augment={auto_augment!r} would be a second one"
+        )
+    takes, common = (
+        accepted(METHODS[name]),
+        dict(profile=profile, seed=seed, cache=cache, progress=progress),
+    )
     if takes is not None:
         if wrong := sorted(set(settings) - takes):
-            raise ValueError(f"{name} has no setting {wrong[0]!r}; it takes {', '.join(sorted(takes - set(common))) or 'none'}")
+            raise ValueError(
+                f"{name} has no setting {wrong[0]!r}; it takes {', '.join(sorted(takes - set(common))) or 'none'}"
+            )
         common = {k: v for k, v in common.items() if k in takes}
     method = METHODS[name](train, trained, **common, **settings)
     if p_gen is not None:
-        if method.mixer is None: raise ValueError(f"p_gen={p_gen}: {name} generates nothing")
+        if method.mixer is None:
+            raise ValueError(f"p_gen={p_gen}: {name} generates nothing")
         method = replace(method, p_gen=p_gen)
-    if auto_augment == "none": return method
+    if auto_augment == "none":
+        return method
     policy = Policy(auto_augment, train.images.shape[-1])
-    return replace(method, transform=Chain((policy, method.transform)) if method.transform else policy)
+    return replace(
+        method, transform=Chain((policy, method.transform)) if method.transform else policy
+    )

@@ -22,24 +22,38 @@ import torch.nn.functional as F
 from . import training
 from .data import ImageSet, crop_flip, to_float
 from .mixing import Mixer, MixUp
-from .speed import Graph, chunks_that_fit, kept_bytes, mixed_precision, quick, ready, set_rate
+from hydramix_nb.speed import (
+    Graph,
+    chunks_that_fit,
+    saved_tensor_bytes,
+    mixed_precision,
+    optimizer_options,
+    prepare,
+    set_lr,
+)
 from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/32_classifier.ipynb #9fb42485
 class WideBlock(nn.Module):
     "BN – ReLU – conv 3×3 – dropout – BN – ReLU – conv 3×3, plus a shortcut (Zagoruyko & Komodakis 2016)"
-    def __init__(self,
-        in_channels:int,  # features that come in
-        out_channels:int, # features that go out
-        stride:int,       # 2 halves the map
-        dropout:float,    # share of features dropped between the convolutions, 0…1
+
+    def __init__(
+        self,
+        in_channels: int,  # features that come in
+        out_channels: int,  # features that go out
+        stride: int,  # 2 halves the map
+        dropout: float,  # share of features dropped between the convolutions, 0…1
     ):
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(in_channels), nn.BatchNorm2d(out_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if stride > 1 or in_channels != out_channels else None
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            if stride > 1 or in_channels != out_channels
+            else None
+        )
 
     def forward(self, x):
         y = F.relu(self.norm1(x))
@@ -48,112 +62,166 @@ class WideBlock(nn.Module):
 
 # %% ../nbs/32_classifier.ipynb #cc8cd5ed
 def wide_resnet(
-    depth:int,        # 6n + 4 layers, n blocks in each of the three groups
-    width:int,        # factor on 16, 32, 64 features
-    in_channels:int,  # channels of the images
-    n_classes:int,    # outputs
-    dropout:float=0., # between the two convolutions of a block
-) -> nn.Sequential: # images [B,C,H,W] to logits [B,n_classes]
+    depth: int,  # 6n + 4 layers, n blocks in each of the three groups
+    width: int,  # factor on 16, 32, 64 features
+    in_channels: int,  # channels of the images
+    n_classes: int,  # outputs
+    dropout: float = 0.0,  # between the two convolutions of a block
+) -> nn.Sequential:  # images [B,C,H,W] to logits [B,n_classes]
     "WRN-depth-width for small images"
-    if depth % 6 != 4 or depth < 10: raise ValueError(f"a wide ResNet has 6n + 4 layers, not {depth}: 10, 16, 22, 28, …")
-    if width < 1: raise ValueError(f"a wide ResNet of width {width}: 1 or more")
+    if depth % 6 != 4 or depth < 10:
+        raise ValueError(f"a wide ResNet has 6n + 4 layers, not {depth}: 10, 16, 22, 28, …")
+    if width < 1:
+        raise ValueError(f"a wide ResNet of width {width}: 1 or more")
     sizes, n = [16, 16 * width, 32 * width, 64 * width], (depth - 4) // 6
-    groups = [WideBlock(sizes[g] if b == 0 else sizes[g + 1], sizes[g + 1], 2 if g and b == 0 else 1, dropout) for g in range(3) for b in range(n)]
-    net = nn.Sequential(nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False), *groups, nn.BatchNorm2d(sizes[-1]), nn.ReLU(inplace=True),
-                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], n_classes))
+    groups = [
+        WideBlock(
+            sizes[g] if b == 0 else sizes[g + 1], sizes[g + 1], 2 if g and b == 0 else 1, dropout
+        )
+        for g in range(3)
+        for b in range(n)
+    ]
+    net = nn.Sequential(
+        nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False),
+        *groups,
+        nn.BatchNorm2d(sizes[-1]),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(sizes[-1], n_classes),
+    )
     for m in net.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
     return net
 
 # %% ../nbs/32_classifier.ipynb #6fbffd2b
 def network(
-    name:str,        # "wrn-16-8", "wrn-10-2", … or a classifier of torchvision by name ("resnet50", "resnet18")
-    in_channels:int, # channels of the images
-    n_classes:int,   # outputs
-    dropout:float=0.3, # for wide ResNets
-) -> nn.Module: # images [B,C,H,W] to logits [B,n_classes]
+    name: str,  # "wrn-16-8", "wrn-10-2", … or a classifier of torchvision by name ("resnet50", "resnet18")
+    in_channels: int,  # channels of the images
+    n_classes: int,  # outputs
+    dropout: float = 0.3,  # for wide ResNets
+) -> nn.Module:  # images [B,C,H,W] to logits [B,n_classes]
     "A network by name, weights random"
-    if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name): return wide_resnet(int(wide[1]), int(wide[2]), in_channels, n_classes, dropout)
+    if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
+        return wide_resnet(int(wide[1]), int(wide[2]), in_channels, n_classes, dropout)
     from torchvision import models
+
     if name not in models.list_models(module=models):
-        raise ValueError(f"network {name!r}: wrn-DEPTH-WIDTH or a classifier of torchvision ({', '.join(n for n in models.list_models(module=models) if n.startswith('resnet'))}, …)")
+        raise ValueError(
+            f"network {name!r}: wrn-DEPTH-WIDTH or a classifier of torchvision ({', '.join(n for n in models.list_models(module=models) if n.startswith('resnet'))}, …)"
+        )
     net = models.get_model(name, weights=None, num_classes=n_classes)
     if in_channels != 3:
         parent, last = net, None
         path, first = next((p, m) for p, m in net.named_modules() if isinstance(m, nn.Conv2d))
         *inside, last = path.split(".")
-        for p in inside: parent = getattr(parent, p)
-        setattr(parent, last, nn.Conv2d(in_channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None))
+        for p in inside:
+            parent = getattr(parent, p)
+        setattr(
+            parent,
+            last,
+            nn.Conv2d(
+                in_channels,
+                first.out_channels,
+                first.kernel_size,
+                first.stride,
+                first.padding,
+                bias=first.bias is not None,
+            ),
+        )
     return net
 
 # %% ../nbs/32_classifier.ipynb #44b0f9aa
 @dataclass(frozen=True)
 class Config:
     "How a classifier is trained; the defaults are the paper's for ciFAIR (4.1)"
-    network:str = "wrn-16-8"   # see `network`
-    dropout:float = 0.3        # in wide ResNets
-    batch_size:int = 10        # images in a step
-    epochs:int = 200           # passes over the repeated set
-    samples_per_epoch:int = 500 # images per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
-    steps:int|None = None      # optimiser steps in all, instead of epochs
-    lr:float = 4.6e-3          # initial learning rate; falls to 0 along a cosine
-    momentum:float = 0.9       # Nesterov
-    weight_decay:float = 5.3e-3 # on all weights
-    augment:bool = True        # reflect-padded random crop and flip of real images
-    evaluations:int = 10       # test accuracies along the way; the result is the last
-    seed:int = 0               # of weights, order, augmentation and mixing
+
+    network: str = "wrn-16-8"  # see `network`
+    dropout: float = 0.3  # in wide ResNets
+    batch_size: int = 10  # images in a step
+    epochs: int = 200  # passes over the repeated set
+    samples_per_epoch: int = 500  # images per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
+    steps: int | None = None  # optimiser steps in all, instead of epochs
+    lr: float = 4.6e-3  # initial learning rate; falls to 0 along a cosine
+    momentum: float = 0.9  # Nesterov
+    weight_decay: float = 5.3e-3  # on all weights
+    augment: bool = True  # reflect-padded random crop and flip of real images
+    evaluations: int = 10  # test accuracies along the way; the result is the last
+    seed: int = 0  # of weights, order, augmentation and mixing
 
     def __post_init__(self):
         for name in ("batch_size", "epochs", "samples_per_epoch", "lr", "evaluations"):
-            if not getattr(self, name) > 0: raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
         for name in ("dropout", "momentum"):
-            if not 0 <= getattr(self, name) < 1: raise ValueError(f"{name}={getattr(self, name)}: from 0 to below 1")
-        if not self.weight_decay >= 0: raise ValueError(f"weight_decay={self.weight_decay}: 0 or more")
-        if self.steps is not None and self.steps < 1: raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: from 0 to below 1")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay={self.weight_decay}: 0 or more")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
 
 # %% ../nbs/32_classifier.ipynb #5f969896
 def profile(
-    name:str="paper", # "paper", "small" (minutes on two cores) or "tiny" (seconds; its figures mean nothing)
-    size:int=32,      # side of the images in pixels: up to 64 the paper's ciFAIR column, above its STL-10 column
-    **changes,        # fields of Config to set otherwise
+    name: str = "paper",  # "paper", "small" (minutes on two cores) or "tiny" (seconds; its figures mean nothing)
+    size: int = 32,  # side of the images in pixels: up to 64 the paper's ciFAIR column, above its STL-10 column
+    **changes,  # fields of Config to set otherwise
 ) -> Config:
     "The paper's settings for images of this size, or a smaller version of them"
-    column = {} if size <= 64 else dict(network="resnet50", batch_size=16, samples_per_epoch=120, lr=7.4e-3, weight_decay=4.1e-4)
+    column = (
+        {}
+        if size <= 64
+        else dict(
+            network="resnet50", batch_size=16, samples_per_epoch=120, lr=7.4e-3, weight_decay=4.1e-4
+        )
+    )
     return from_profile(Config, PROFILES, name, changes, "a classifier", **column)
+
 
 PROFILES = dict(
     paper=dict(evaluations=200),
-    small=dict(network="wrn-10-1", dropout=0., batch_size=16, steps=4000, lr=0.02, weight_decay=5e-3),
-    tiny=dict(network="wrn-10-1", dropout=0., batch_size=8, steps=4, evaluations=2))
+    small=dict(
+        network="wrn-10-1", dropout=0.0, batch_size=16, steps=4000, lr=0.02, weight_decay=5e-3
+    ),
+    tiny=dict(network="wrn-10-1", dropout=0.0, batch_size=8, steps=4, evaluations=2),
+)
 
 # %% ../nbs/32_classifier.ipynb #69e6e1fd
 @dataclass
 class Method:
     "What a row of the paper's tables changes in the training of a classifier; without arguments it is the baseline"
-    mixer:object = None        # replaces or mixes batches: its augment(images, labels, p_gen) is called at every step
-    p_gen:float|None = None    # share of generated batches; None: the mixer's own (1/2 for those of the paper)
-    transform:object = None    # images float [B,C,H,W] in −1…1 → the same: every image the classifier sees, real or generated, before labels mix
-    loss:object = F.cross_entropy # (outputs, targets) → scalar
-    network:object = None      # (in_channels, n_classes) → module, instead of Config.network; its `parameter_groups()`, if any, go to SGD
+
+    mixer: object = None  # replaces or mixes batches: its augment(images, labels, p_gen) is called at every step
+    p_gen: float | None = (
+        None  # share of generated batches; None: the mixer's own (1/2 for those of the paper)
+    )
+    transform: object = None  # images float [B,C,H,W] in −1…1 → the same: every image the classifier sees, real or generated, before labels mix
+    loss: object = F.cross_entropy  # (outputs, targets) → scalar
+    network: object = None  # (in_channels, n_classes) → module, instead of Config.network; its `parameter_groups()`, if any, go to SGD
 
     def __post_init__(self):
-        if self.p_gen is not None and not 0 <= self.p_gen <= 1: raise ValueError(f"p_gen={self.p_gen}: from 0 to 1")
+        if self.p_gen is not None and not 0 <= self.p_gen <= 1:
+            raise ValueError(f"p_gen={self.p_gen}: from 0 to 1")
         if self.mixer is not None and not hasattr(self.mixer, "augment"):
-            raise TypeError(f"{self.mixer!r} is no mixer: it needs augment(images, labels, p_gen); transforms of single images go to transform=")
+            raise TypeError(
+                f"{self.mixer!r} is no mixer: it needs augment(images, labels, p_gen); transforms of single images go to transform="
+            )
+
 
 def mixes_labels(
-    mixer, # of a Method
-) -> bool: # True: MixUp and its kind. False: whole batches are replaced
+    mixer,  # of a Method
+) -> bool:  # True: MixUp and its kind. False: whole batches are replaced
     "Whether `augment` mixes images of several classes, labels too; a mixer can say so itself with an attribute `mixes_labels`"
     return getattr(mixer, "mixes_labels", isinstance(mixer, MixUp))
 
 # %% ../nbs/32_classifier.ipynb #4b21e3b7
 @torch.no_grad()
 def predict(
-    model:nn.Module, # classifier
-    images:torch.Tensor, # uint8 [n,C,H,W]
-    batch_size:int=500, # images at a time
-) -> torch.Tensor: # outputs [n,classes]
+    model: nn.Module,  # classifier
+    images: torch.Tensor,  # uint8 [n,C,H,W]
+    batch_size: int = 500,  # images at a time
+) -> torch.Tensor:  # outputs [n,classes]
     "Outputs in evaluation mode, batch by batch"
     training = model.training
     model.eval()
@@ -161,68 +229,108 @@ def predict(
     model.train(training)
     return out
 
+
 def evaluate(
-    model:nn.Module, # classifier
-    test:ImageSet,   # images and labels
-) -> tuple: # top-1 and top-5 in percent, confusion matrix int64 [classes,classes] with the true class in rows
+    model: nn.Module,  # classifier
+    test: ImageSet,  # images and labels
+) -> tuple:  # top-1 and top-5 in percent, confusion matrix int64 [classes,classes] with the true class in rows
     "Accuracy on a test set"
     outputs, n = predict(model, test.images), len(test.classes)
     ranked = outputs.topk(min(5, n), 1).indices == test.labels[:, None]
     confusion = torch.bincount(test.labels * n + outputs.argmax(1), minlength=n * n).view(n, n)
-    return *(100 * int(found.sum()) / len(test) for found in (ranked[:, 0], ranked.any(1))), confusion.cpu()
+    return *(
+        100 * int(found.sum()) / len(test) for found in (ranked[:, 0], ranked.any(1))
+    ), confusion.cpu()
 
 # %% ../nbs/32_classifier.ipynb #4c78c641
 def recordable(
-    method, # a Method
+    method,  # a Method
 ) -> bool:
     "Whether all that changes from step to step is the mixer's coin and random numbers drawn on the device"
     mixer = method.mixer
-    known = mixer is None or (isinstance(mixer, Mixer) and not mixes_labels(mixer) and type(mixer).augment is Mixer.augment)
-    return known and method.transform is None and method.network is None and method.loss is F.cross_entropy
+    known = mixer is None or (
+        isinstance(mixer, Mixer)
+        and not mixes_labels(mixer)
+        and type(mixer).augment is Mixer.augment
+    )
+    return (
+        known
+        and method.transform is None
+        and method.network is None
+        and method.loss is F.cross_entropy
+    )
 
 # %% ../nbs/32_classifier.ipynb #e63a0fc4
 class Training(training.Training):
     "A network, its SGD and a method. One call of `step` is one SGD step"
-    def __init__(self,
-        train:ImageSet, # the few images
-        method:Method,  # what is trained how
-        config:Config,  # settings
-        test:ImageSet|None=None, # judged on now and then
-        *, fast:bool|None=None, # see `speed.ready`
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images
+        method: Method,  # what is trained how
+        config: Config,  # settings
+        test: ImageSet | None = None,  # judged on now and then
+        *,
+        fast: bool | None = None,  # see `speed.prepare`
     ):
         super().__init__(train, config)
         self.method, self.test, self.judged = method, test, None
         channels, classes = train.images.shape[1], len(train.classes)
-        net = method.network(channels, classes) if method.network else network(config.network, channels, classes, config.dropout)
+        net = (
+            method.network(channels, classes)
+            if method.network
+            else network(config.network, channels, classes, config.dropout)
+        )
         self.model = self.networks["model"] = net.to(self.device).train()
-        self.on = ready([net], fast, recorded=recordable(method))
+        self.on = prepare([net], fast, recorded=recordable(method))
         groups = net.parameter_groups() if hasattr(net, "parameter_groups") else net.parameters()
-        self.optimizers["model"] = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0,
-                                                   **(quick(self.device, config.lr) if self.on else dict(lr=config.lr)))
+        self.optimizers["model"] = torch.optim.SGD(
+            groups,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+            **(optimizer_options(self.device, config.lr) if self.on else dict(lr=config.lr)),
+        )
         self.rates = [float(group["lr"]) for group in self.optimizers["model"].param_groups]
         self.forward = torch.compile(net) if "compiled" in self.on else net
         self.graphs = None
         if "recorded step" in self.on:
-            for group, rate in zip(self.optimizers["model"].param_groups, self.rates): group["lr"] = torch.tensor(rate, device=self.device)
-            self.graphs = {generated: Graph(partial(self.learn, generated=generated)) for generated in (False, True)}
+            for group, rate in zip(self.optimizers["model"].param_groups, self.rates):
+                group["lr"] = torch.tensor(rate, device=self.device)
+            self.graphs = {
+                generated: Graph(partial(self.learn, generated=generated))
+                for generated in (False, True)
+            }
 
     def inputs(self, index, generated=None):
         "A batch as the method wants it: images and targets. `generated` is the mixer's coin, if it was tossed already"
-        images, labels, method = to_float(self.train.images[index]), self.train.labels[index], self.method
-        if self.config.augment: images = crop_flip(images)
+        images, labels, method = (
+            to_float(self.train.images[index]),
+            self.train.labels[index],
+            self.method,
+        )
+        if self.config.augment:
+            images = crop_flip(images)
         transform = method.transform or (lambda images: images)
-        if method.mixer is None: return transform(images), labels
-        if mixes_labels(method.mixer): return method.mixer.augment(transform(images), labels, method.p_gen)
-        if generated is None: images, labels = method.mixer.augment(images, labels, method.p_gen)
-        elif generated: images = method.mixer(labels)
+        if method.mixer is None:
+            return transform(images), labels
+        if mixes_labels(method.mixer):
+            return method.mixer.augment(transform(images), labels, method.p_gen)
+        if generated is None:
+            images, labels = method.mixer.augment(images, labels, method.p_gen)
+        elif generated:
+            images = method.mixer(labels)
         return transform(images), labels
 
     def step(self):
         "One step; the loss before it, on the device"
-        for group, rate in zip(self.optimizers["model"].param_groups, self.rates): set_rate(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
+        for group, rate in zip(self.optimizers["model"].param_groups, self.rates):
+            set_lr(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
         index, mixer = self.next(), self.method.mixer
-        if self.graphs is None: losses = self.learn(index)
-        else: losses = self.graphs[mixer is not None and mixer.tosses(self.method.p_gen)](index)
+        if self.graphs is None:
+            losses = self.learn(index)
+        else:
+            losses = self.graphs[mixer is not None and mixer.flip_coin(self.method.p_gen)](index)
         self.done += 1
         return losses
 
@@ -241,71 +349,114 @@ class Training(training.Training):
 
 # %% ../nbs/32_classifier.ipynb #867cfec7
 def describe(
-    x,          # a Method, or anything in it
-    depth:int=5, # how far to look into objects
-): # what json can write
+    x,  # a Method, or anything in it
+    depth: int = 5,  # how far to look into objects
+):  # what json can write
     "What an object is made of: names and settings, and digests of images and weights"
-    if x is None or isinstance(x, (bool, int, float, str)): return x
-    if isinstance(x, (list, tuple)): return [describe(v, depth - 1) for v in x]
-    if isinstance(x, dict): return {str(k): describe(v, depth - 1) for k, v in x.items()}
-    if isinstance(x, ImageSet): return x.digest()
-    if isinstance(x, torch.Tensor): return list(x.shape)
-    if isinstance(x, nn.Module): return [type(x).__name__, digest(x)]
-    if isinstance(x, partial): return [describe(x.func), describe(x.args), describe(x.keywords)]
-    if hasattr(x, "__qualname__") or depth == 0: return getattr(x, "__qualname__", type(x).__name__)
-    inside = {f.name: getattr(x, f.name) for f in fields(x)} if is_dataclass(x) else getattr(x, "__dict__", {})
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return x
+    if isinstance(x, (list, tuple)):
+        return [describe(v, depth - 1) for v in x]
+    if isinstance(x, dict):
+        return {str(k): describe(v, depth - 1) for k, v in x.items()}
+    if isinstance(x, ImageSet):
+        return x.digest()
+    if isinstance(x, torch.Tensor):
+        return list(x.shape)
+    if isinstance(x, nn.Module):
+        return [type(x).__name__, digest(x)]
+    if isinstance(x, partial):
+        return [describe(x.func), describe(x.args), describe(x.keywords)]
+    if hasattr(x, "__qualname__") or depth == 0:
+        return getattr(x, "__qualname__", type(x).__name__)
+    inside = (
+        {f.name: getattr(x, f.name) for f in fields(x)}
+        if is_dataclass(x)
+        else getattr(x, "__dict__", {})
+    )
     return {"": type(x).__name__, **{k: describe(v, depth - 1) for k, v in inside.items()}}
+
 
 def digest(module):
     "Hex digest of a module's weights"
     out = hashlib.sha256()
-    for v in module.state_dict().values(): out.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for v in module.state_dict().values():
+        out.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return out.hexdigest()[:16]
 
 # %% ../nbs/32_classifier.ipynb #955475f8
 @dataclass
 class Result:
     "A trained classifier and how it did"
-    model:nn.Module     # in evaluation mode
-    accuracy:float      # top-1 on the test set after the last step, percent
-    top5:float          # top-5, percent
-    confusion:torch.Tensor # int64 [classes,classes]: true class in rows, prediction in columns
-    history:list        # one dict per evaluation: step, loss, accuracy
-    config:Config       # the settings
+
+    model: nn.Module  # in evaluation mode
+    accuracy: float  # top-1 on the test set after the last step, percent
+    top5: float  # top-5, percent
+    confusion: torch.Tensor  # int64 [classes,classes]: true class in rows, prediction in columns
+    history: list  # one dict per evaluation: step, loss, accuracy
+    config: Config  # the settings
 
 # %% ../nbs/32_classifier.ipynb #26dd26a5
 def fit(
-    train:ImageSet,      # the few images; training runs on their device
-    test:ImageSet,       # judged on, never learned from
-    method=None,         # a Method, a mixer, or None for the baseline
-    config:Config=None,  # settings; None: the paper's for images of this size
-    *, folder=None,      # where checkpoint and TensorBoard log go; a checkpoint found there is gone on from
-    checkpoint_minutes:float=5, # minutes between checkpoints
-    progress:bool=True,  # show a progress bar
-    fast:bool|None=None, # None: what is known to win on the device; False: the plain reference; True: torch.compile as well
+    train: ImageSet,  # the few images; training runs on their device
+    test: ImageSet,  # judged on, never learned from
+    method=None,  # a Method, a mixer, or None for the baseline
+    config: Config = None,  # settings; None: the paper's for images of this size
+    *,
+    folder=None,  # where checkpoint and TensorBoard log go; a checkpoint found there is gone on from
+    checkpoint_minutes: float = 5,  # minutes between checkpoints
+    progress: bool = True,  # show a progress bar
+    fast: bool
+    | None = None,  # None: what is known to win on the device; False: the plain reference; True: torch.compile as well
 ) -> Result:
     "Train a classifier from scratch (4.1): SGD with Nesterov momentum, cosine to 0, a share of the batches generated"
     config = config or profile(size=max(train.images.shape[-2:]))
     method = method if isinstance(method, Method) else Method(mixer=method)
     check(train, test)
     settings = settings_text(config=asdict(config), images=train.digest(), method=describe(method))
-    if method.network is None: chunks_that_fit(1, *step_bytes(config, train), train.device, "batch_size, or take a smaller network")
+    if method.network is None:
+        chunks_that_fit(
+            1, *step_bytes(config, train), train.device, "batch_size, or take a smaller network"
+        )
     with seeded(config.seed, train.device):
         state = Training(train, method, config, test.to(train.device), fast=fast)
-        if progress: print(f"classifier: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}")
-        training.run(state, folder, settings, name="classifier", kind="classifier checkpoint", checkpoint_minutes=checkpoint_minutes, looks=config.evaluations, progress=progress)
+        if progress:
+            print(
+                f"classifier: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}"
+            )
+        training.run(
+            state,
+            folder,
+            settings,
+            name="classifier",
+            kind="classifier checkpoint",
+            checkpoint_minutes=checkpoint_minutes,
+            looks=config.evaluations,
+            progress=progress,
+        )
         accuracy, top5, confusion = state.judged or evaluate(state.model, state.test)
     return Result(state.model.eval(), accuracy, top5, confusion, state.history, config)
 
+
 def check(train, test):
     "Errors that should come before the work"
-    if len(train.classes) < 2: raise ValueError(f"one class, {train.classes[0]!r}: a classifier needs two or more")
-    if list(train.classes) != list(test.classes): raise ValueError(f"the test set has other classes than the training set: {test.classes[:5]}… against {train.classes[:5]}…")
+    if len(train.classes) < 2:
+        raise ValueError(f"one class, {train.classes[0]!r}: a classifier needs two or more")
+    if list(train.classes) != list(test.classes):
+        raise ValueError(
+            f"the test set has other classes than the training set: {test.classes[:5]}… against {train.classes[:5]}…"
+        )
     if train.images.shape[1:] != test.images.shape[1:]:
-        raise ValueError(f"test images are {tuple(test.images.shape[1:])}, training images {tuple(train.images.shape[1:])}: load both with the same size=…")
+        raise ValueError(
+            f"test images are {tuple(test.images.shape[1:])}, training images {tuple(train.images.shape[1:])}: load both with the same size=…"
+        )
+
+
 def step_bytes(config, train):
-    "Memory of a step and of the test set's batches, from shapes alone (`speed.kept_bytes`), and of weights, gradients and momentum"
+    "Memory of a step and of the test set's batches, from shapes alone (`speed.saved_tensor_bytes`), and of weights, gradients and momentum"
     with torch.device("meta"):
         net = network(config.network, train.images.shape[1], len(train.classes), config.dropout)
         images = torch.empty(config.batch_size, *train.images.shape[1:])
-    return 1.5 * kept_bytes(lambda: net(images)), 3 * sum(p.nbytes for p in net.parameters())
+    return 1.5 * saved_tensor_bytes(lambda: net(images)), 3 * sum(
+        p.nbytes for p in net.parameters()
+    )

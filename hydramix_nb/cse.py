@@ -10,7 +10,13 @@ __all__ = ['WHERE_WORDNET', 'PHOTO_KINDS', 'CLASS_SYNSETS', 'synset_distribution
            'WordMean', 'small_image_network', 'fit_pair', 'lexicon_from', 'encoder_from', 'sample_classes']
 
 # %% ../nbs/40_cse.ipynb #b18c8af0
-import hashlib, json, math, os, re, tempfile, zlib
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+import zlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,84 +36,114 @@ from .training import seeded
 
 # %% ../nbs/40_cse.ipynb #ab87e416
 def synset_distribution(
-    similarities:torch.Tensor, # float [n,k]: cosine similarity of n images and k hyponyms
-    tau:float=0.01,            # temperature of the softmax; the paper's is 1/100
-) -> torch.Tensor: # float32 [k], sums to one (float64 for float64)
+    similarities: torch.Tensor,  # float [n,k]: cosine similarity of n images and k hyponyms
+    tau: float = 0.01,  # temperature of the softmax; the paper's is 1/100
+) -> torch.Tensor:  # float32 [k], sums to one (float64 for float64)
     "Eq. 8: the softmax of every image over the hyponyms, averaged over the images"
     check_similarities(similarities, tau)
     return votes(similarities, tau).mean(0)
 
+
 def votes(similarities, tau):
     "The softmax inside Eq. 8, one row per image"
-    return (similarities if similarities.dtype == torch.float64 else similarities.float()).div(tau).softmax(-1)
+    return (
+        (similarities if similarities.dtype == torch.float64 else similarities.float())
+        .div(tau)
+        .softmax(-1)
+    )
+
 
 def check_similarities(similarities, tau):
     "Errors before the work"
-    if not tau > 0: raise ValueError(f"tau={tau}: the temperature must be more than 0")
-    if not similarities.is_floating_point(): raise TypeError(f"similarities are {similarities.dtype}: float is needed")
-    if similarities.ndim != 2: raise ValueError(f"similarities have shape {list(similarities.shape)}: [images, hyponyms] is needed")
-    if not len(similarities): raise ValueError("no images: the mean of Eq. 8 over nothing is not defined")
-    if not similarities.shape[1]: raise ValueError("no hyponyms: there is nothing to spread the votes over")
-    if not similarities.isfinite().all(): raise ValueError("similarities hold NaN or infinity")
+    if not tau > 0:
+        raise ValueError(f"tau={tau}: the temperature must be more than 0")
+    if not similarities.is_floating_point():
+        raise TypeError(f"similarities are {similarities.dtype}: float is needed")
+    if similarities.ndim != 2:
+        raise ValueError(
+            f"similarities have shape {list(similarities.shape)}: [images, hyponyms] is needed"
+        )
+    if not len(similarities):
+        raise ValueError("no images: the mean of Eq. 8 over nothing is not defined")
+    if not similarities.shape[1]:
+        raise ValueError("no hyponyms: there is nothing to spread the votes over")
+    if not similarities.isfinite().all():
+        raise ValueError("similarities hold NaN or infinity")
 
 # %% ../nbs/40_cse.ipynb #de268479
 def synset_entropy(
-    distribution:torch.Tensor, # float [...,k]: each row sums to one
-) -> torch.Tensor: # float [...], in nats: from 0 (one synset has all) to log k (all alike)
+    distribution: torch.Tensor,  # float [...,k]: each row sums to one
+) -> torch.Tensor:  # float [...], in nats: from 0 (one synset has all) to log k (all alike)
     "Eq. 9: entropy of a synset distribution"
     total = distribution.sum(-1)
     if (distribution < 0).any() or not torch.allclose(total, torch.ones_like(total), atol=1e-3):
-        raise ValueError(f"a distribution is not negative and sums to one, this one goes from {float(distribution.min()):.3g} and sums to {float(total.flatten()[0]):.3g}")
+        raise ValueError(
+            f"a distribution is not negative and sums to one, this one goes from {float(distribution.min()):.3g} and sums to {float(total.flatten()[0]):.3g}"
+        )
     return torch.special.entr(distribution).sum(-1)
 
 # %% ../nbs/40_cse.ipynb #7810dbde
 def resample_counts(
-    n:int,         # images
-    resamples:int, # bootstrap draws
-    seed:int,      # of the draws
-) -> torch.Tensor: # float32 [resamples,n]: how often each image is drawn
+    n: int,  # images
+    resamples: int,  # bootstrap draws
+    seed: int,  # of the draws
+) -> torch.Tensor:  # float32 [resamples,n]: how often each image is drawn
     "Counts of a bootstrap: every row draws n of n images with replacement"
     index = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(resamples, n).scatter_add_(1, index, torch.ones(resamples, n))
 
+
 @torch.no_grad()
 def class_statistics(
-    images:torch.Tensor, # float [n,d], rows of unit length
-    texts:torch.Tensor,  # float [k,d], rows of unit length
-    tau:float=0.01,      # temperature of Eq. 8
-    resamples:int=200,   # bootstrap draws
-    seed:int=0,          # of the draws
-    limit:int=2**24,     # similarities held at once (2**24 are 64 MB); more go in blocks of images
-) -> tuple: # distribution [k], entropies of the resamples [resamples], mean entropy of a single image's vote
+    images: torch.Tensor,  # float [n,d], rows of unit length
+    texts: torch.Tensor,  # float [k,d], rows of unit length
+    tau: float = 0.01,  # temperature of Eq. 8
+    resamples: int = 200,  # bootstrap draws
+    seed: int = 0,  # of the draws
+    limit: int = 2**24,  # similarities held at once (2**24 are 64 MB); more go in blocks of images
+) -> tuple:  # distribution [k], entropies of the resamples [resamples], mean entropy of a single image's vote
     "Eq. 7 and 8 for one class and for its bootstrap resamples: one matrix product with the texts, one with the counts"
     n, k = len(images), len(texts)
     counts, rows = resample_counts(n, resamples, seed).to(images.device), max(1, limit // max(1, k))
-    total, drawn, single = images.new_zeros(k), images.new_zeros(resamples, k), 0.
+    total, drawn, single = images.new_zeros(k), images.new_zeros(resamples, k), 0.0
     for start in range(0, n, rows):
-        similarities = images[start:start + rows] @ texts.T
+        similarities = images[start : start + rows] @ texts.T
         check_similarities(similarities, tau)
         vote = votes(similarities, tau)
-        total += vote.sum(0); drawn += counts[:, start:start + rows] @ vote; single += float(torch.special.entr(vote).sum())
+        total += vote.sum(0)
+        drawn += counts[:, start : start + rows] @ vote
+        single += float(torch.special.entr(vote).sum())
     return total / n, synset_entropy(drawn / n), single / n
 
+
 def basic_interval(
-    value:float,           # estimate
-    resampled:torch.Tensor,# float [resamples]: the estimate on bootstrap draws
-    high:float,            # largest possible value; the smallest is 0
-    level:float=.95,       # coverage
-) -> tuple: # low, high
+    value: float,  # estimate
+    resampled: torch.Tensor,  # float [resamples]: the estimate on bootstrap draws
+    high: float,  # largest possible value; the smallest is 0
+    level: float = 0.95,  # coverage
+) -> tuple:  # low, high
     "The basic bootstrap interval, cut to what is possible"
-    if not len(resampled): return math.nan, math.nan
-    lower, upper = resampled.double().quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=resampled.device)).tolist()
-    return tuple(min(max(2 * value - q, 0.), high) for q in (upper, lower))
+    if not len(resampled):
+        return math.nan, math.nan
+    lower, upper = (
+        resampled.double()
+        .quantile(
+            torch.tensor(
+                [(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=resampled.device
+            )
+        )
+        .tolist()
+    )
+    return tuple(min(max(2 * value - q, 0.0), high) for q in (upper, lower))
 
 # %% ../nbs/40_cse.ipynb #4d0253cc
 @dataclass(frozen=True)
 class Synset:
     "One meaning: its id in the lexicon, the words for it, and its description"
-    id:str          # such as oewn-02694015-n
-    synonyms:tuple  # of str
-    definition:str  # may be empty
+
+    id: str  # such as oewn-02694015-n
+    synonyms: tuple  # of str
+    definition: str  # may be empty
 
     @property
     def text(self) -> str:
@@ -117,9 +153,14 @@ class Synset:
 # %% ../nbs/40_cse.ipynb #26d08307
 def _wn():
     "The package `wn`, or what to install"
-    try: import wn
-    except ImportError as e: raise ImportError('wordnets are read with the package wn: pip install "hydramix-nb[cse]"') from e
+    try:
+        import wn
+    except ImportError as e:
+        raise ImportError(
+            'wordnets are read with the package wn: pip install "hydramix-nb[cse]"'
+        ) from e
     return wn
+
 
 @contextmanager
 def _database(folder):
@@ -127,120 +168,198 @@ def _database(folder):
     wn = _wn()
     before = wn.config.database_path.parent
     wn.config.data_directory = folder
-    try: yield wn
-    finally: wn.config.data_directory = before
+    try:
+        yield wn
+    finally:
+        wn.config.data_directory = before
+
 
 def _add_file(path, directory):
     "Folder with the database of a WN-LMF file; it appears under its name when it is whole"
-    folder = directory / f"{path.name.split('.')[0]}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-    if folder.is_dir(): return folder
+    folder = (
+        directory
+        / f"{path.name.split('.')[0]}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    )
+    if folder.is_dir():
+        return folder
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".adding-", ignore_cleanup_errors=True) as new:
+    with tempfile.TemporaryDirectory(
+        dir=directory, prefix=".adding-", ignore_cleanup_errors=True
+    ) as new:
         (Path(new) / "wn").mkdir()
         with _database(Path(new) / "wn") as wn:
-            try: wn.add(path, progress_handler=None)
-            except Exception as e: raise ValueError(f"{path} is not a wordnet in WN-LMF format (.xml, or .xml.gz or .xz of it): {e}") from e
-            finally: wn._db.clear_connections()
-        try: os.replace(Path(new) / "wn", folder)
+            try:
+                wn.add(path, progress_handler=None)
+            except Exception as e:
+                raise ValueError(
+                    f"{path} is not a wordnet in WN-LMF format (.xml, or .xml.gz or .xz of it): {e}"
+                ) from e
+            finally:
+                wn._db.clear_connections()
+        try:
+            os.replace(Path(new) / "wn", folder)
         except OSError:
-            if not folder.is_dir(): raise
+            if not folder.is_dir():
+                raise
     return folder
 
 # %% ../nbs/40_cse.ipynb #db79dd67
-WHERE_WORDNET = ("Open English WordNet is about 12 MB. With network: Lexicon('oewn:2024', directory='FOLDER', download=True) fetches it once into FOLDER. "
-                 "Without: bring english-wordnet-2024.xml.gz (WN-LMF) from its release page and pass the path of the file.")
+WHERE_WORDNET = (
+    "Open English WordNet is about 12 MB. With network: Lexicon('oewn:2024', directory='FOLDER', download=True) fetches it once into FOLDER. "
+    "Without: bring english-wordnet-2024.xml.gz (WN-LMF) from its release page and pass the path of the file."
+)
+
 
 class Lexicon:
     "An English wordnet: looks synsets up and follows their hyponyms"
-    def __init__(self,
-        source="oewn:2024", # path of a WN-LMF file, or the name of a lexicon in `wn`'s index
-        directory=None,     # folder for `wn`'s database; None: a temporary one for a file, `wn`'s own if it exists already for a name
-        download:bool=False,# fetch a named lexicon that is not in `directory`
+
+    def __init__(
+        self,
+        source="oewn:2024",  # path of a WN-LMF file, or the name of a lexicon in `wn`'s index
+        directory=None,  # folder for `wn`'s database; None: a temporary one for a file, `wn`'s own if it exists already for a name
+        download: bool = False,  # fetch a named lexicon that is not in `directory`
     ):
         wn, path = _wn(), Path(source).expanduser()
         if path.is_file():
-            if directory is None: self._temporary = tempfile.TemporaryDirectory(prefix="wordnet-", ignore_cleanup_errors=True)
+            if directory is None:
+                self._temporary = tempfile.TemporaryDirectory(
+                    prefix="wordnet-", ignore_cleanup_errors=True
+                )
             self.folder = _add_file(path, Path(directory or self._temporary.name).expanduser())
-            with _database(self.folder): self.name = wn.lexicons()[0].specifier()
+            with _database(self.folder):
+                self.name = wn.lexicons()[0].specifier()
         elif path.suffix in (".xml", ".gz", ".xz") or path.is_dir():
             raise FileNotFoundError(f"{path} is no WN-LMF file. {WHERE_WORDNET}")
         else:
-            self.folder, self.name = Path(directory).expanduser() if directory else wn.config.database_path.parent, str(source)
+            self.folder, self.name = (
+                Path(directory).expanduser() if directory else wn.config.database_path.parent,
+                str(source),
+            )
             self._find(download and directory is not None)
-        with _database(self.folder): self._words = wn.Wordnet(self.name, expand="")
+        with _database(self.folder):
+            self._words = wn.Wordnet(self.name, expand="")
 
     def _find(self, download):
         "A lexicon by name: in the folder, or fetched into it"
+
         def there():
-            if not (self.folder / "wn.db").is_file(): return False
-            with _database(self.folder) as wn: return self.name in [lexicon.specifier() for lexicon in wn.lexicons()]
-        if there(): return
-        if not download: raise FileNotFoundError(f"no lexicon {self.name!r} in {self.folder}. {WHERE_WORDNET}")
+            if not (self.folder / "wn.db").is_file():
+                return False
+            with _database(self.folder) as wn:
+                return self.name in [lexicon.specifier() for lexicon in wn.lexicons()]
+
+        if there():
+            return
+        if not download:
+            raise FileNotFoundError(f"no lexicon {self.name!r} in {self.folder}. {WHERE_WORDNET}")
         self.folder.mkdir(parents=True, exist_ok=True)
         with _database(self.folder) as wn:
-            try: wn.download(self.name)
-            except Exception as e: raise FileNotFoundError(f"{self.name!r} could not be downloaded ({e}). {WHERE_WORDNET}") from e
-        if not there(): raise FileNotFoundError(f"what was downloaded for {self.name!r} is called otherwise: name the lexicon with its version")
+            try:
+                wn.download(self.name)
+            except Exception as e:
+                raise FileNotFoundError(
+                    f"{self.name!r} could not be downloaded ({e}). {WHERE_WORDNET}"
+                ) from e
+        if not there():
+            raise FileNotFoundError(
+                f"what was downloaded for {self.name!r} is called otherwise: name the lexicon with its version"
+            )
 
-    def __repr__(self): return f"Lexicon({self.name})"
+    def __repr__(self):
+        return f"Lexicon({self.name})"
 
-    def _read(self, s): return Synset(s.id, tuple(s.lemmas()), s.definition() or "")
+    def _read(self, s):
+        return Synset(s.id, tuple(s.lemmas()), s.definition() or "")
 
     def _synset(self, id):
-        try: return self._words.synset(id)
+        try:
+            return self._words.synset(id)
         except Exception as e:
-            raise ValueError(f"no synset {id!r} in {self.name}: Lexicon.candidates(word) lists those of a word; pinned ids are those of Open English WordNet 2024") from e
+            raise ValueError(
+                f"no synset {id!r} in {self.name}: Lexicon.candidates(word) lists those of a word; pinned ids are those of Open English WordNet 2024"
+            ) from e
 
-    def synset(self,
-        id:str, # such as oewn-02124272-n
+    def synset(
+        self,
+        id: str,  # such as oewn-02124272-n
     ) -> Synset:
         "A synset by its id"
-        with _database(self.folder): return self._read(self._synset(id))
+        with _database(self.folder):
+            return self._read(self._synset(id))
 
-    def hyponyms(self,
-        id:str,                  # of the class's synset
-        instances:bool=False,    # also follow links to named individuals: the Titanic of ship
-        include_self:bool=False, # the class's own synset as one of them
-    ) -> list: # of Synset, each once, in the order of their ids
+    def hyponyms(
+        self,
+        id: str,  # of the class's synset
+        instances: bool = False,  # also follow links to named individuals: the Titanic of ship
+        include_self: bool = False,  # the class's own synset as one of them
+    ) -> list:  # of Synset, each once, in the order of their ids
         "All subordinate synsets H_i, the whole closure (4.5)"
         with _database(self.folder):
-            links, synset = ("hyponym", "instance_hyponym")[:1 + instances], self._synset(id)
-            found = {s.id: s for s in synset.closure(*links)} | ({id: synset} if include_self else {})
+            links, synset = ("hyponym", "instance_hyponym")[: 1 + instances], self._synset(id)
+            found = {s.id: s for s in synset.closure(*links)} | (
+                {id: synset} if include_self else {}
+            )
             return [self._read(found[i]) for i in sorted(found)]
 
-    def candidates(self,
-        word:str, # a class name: underscores count as blanks
-    ) -> list: # of (id, number of hyponyms, text), most hyponyms first
+    def candidates(
+        self,
+        word: str,  # a class name: underscores count as blanks
+    ) -> list:  # of (id, number of hyponyms, text), most hyponyms first
         "Every noun sense of a word, to choose the synset of a class from"
         with _database(self.folder):
-            found = [(s.id, sum(1 for _ in s.closure("hyponym")), self._read(s).text) for s in self._words.synsets(word.replace("_", " "), pos="n")]
-        if not found: raise ValueError(f"{self.name} has no noun {word!r}: try a synonym or a more general word")
+            found = [
+                (s.id, sum(1 for _ in s.closure("hyponym")), self._read(s).text)
+                for s in self._words.synsets(word.replace("_", " "), pos="n")
+            ]
+        if not found:
+            raise ValueError(
+                f"{self.name} has no noun {word!r}: try a synonym or a more general word"
+            )
         return sorted(found, key=lambda c: -c[1])
 
 # %% ../nbs/40_cse.ipynb #ebf1541e
 def write_lexicon(
-    path,       # file to write, .xml
-    synsets,    # of (id, id of the more general synset or None, synonyms, description)
-    name="own", # of the lexicon
-    version="1",# of the lexicon
-) -> Path: # path
+    path,  # file to write, .xml
+    synsets,  # of (id, id of the more general synset or None, synonyms, description)
+    name="own",  # of the lexicon
+    version="1",  # of the lexicon
+) -> Path:  # path
     "A wordnet of one's own in WN-LMF, for `Lexicon`"
     synsets = [(i, up, list(words), text) for i, up, words, text in synsets]
     ids, entries, meanings = [s[0] for s in synsets], [], []
-    if len(set(ids)) < len(ids): raise ValueError(f"synset ids must differ: {sorted({i for i in ids if ids.count(i) > 1})} occur more than once")
+    if len(set(ids)) < len(ids):
+        raise ValueError(
+            f"synset ids must differ: {sorted({i for i in ids if ids.count(i) > 1})} occur more than once"
+        )
     for id, up, words, text in synsets:
-        if up is not None and up not in ids: raise ValueError(f"{id!r} is placed under {up!r}, which is not in the list")
-        if not words: raise ValueError(f"{id!r} has no word")
+        if up is not None and up not in ids:
+            raise ValueError(f"{id!r} is placed under {up!r}, which is not in the list")
+        if not words:
+            raise ValueError(f"{id!r} has no word")
         members = [f"{name}-{id}-word{j}" for j in range(len(words))]
-        entries += [f'<LexicalEntry id={quoteattr(m)}><Lemma writtenForm={quoteattr(w)} partOfSpeech="n"/>'
-                    f'<Sense id={quoteattr(m + "-sense")} synset={quoteattr(id)}/></LexicalEntry>' for m, w in zip(members, words, strict=True)]
-        links = [(up, "hypernym")] * (up is not None) + [(s[0], "hyponym") for s in synsets if s[1] == id]
-        relations = "".join(f'<SynsetRelation target={quoteattr(target)} relType="{kind}"/>' for target, kind in links)
-        meanings += [f'<Synset id={quoteattr(id)} ili="" partOfSpeech="n" members={quoteattr(" ".join(members))}>'
-                     f"<Definition>{escape(text)}</Definition>{relations}</Synset>"]
-    head = ('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE LexicalResource SYSTEM "http://globalwordnet.github.io/schemas/WN-LMF-1.3.dtd">\n<LexicalResource>\n'
-            f'<Lexicon id={quoteattr(name)} label={quoteattr(name)} language="en" email="none" license="none" version={quoteattr(version)}>')
-    return write_text(path, "\n".join([head, *entries, *meanings, "</Lexicon>", "</LexicalResource>"]))
+        entries += [
+            f'<LexicalEntry id={quoteattr(m)}><Lemma writtenForm={quoteattr(w)} partOfSpeech="n"/>'
+            f"<Sense id={quoteattr(m + '-sense')} synset={quoteattr(id)}/></LexicalEntry>"
+            for m, w in zip(members, words, strict=True)
+        ]
+        links = [(up, "hypernym")] * (up is not None) + [
+            (s[0], "hyponym") for s in synsets if s[1] == id
+        ]
+        relations = "".join(
+            f'<SynsetRelation target={quoteattr(target)} relType="{kind}"/>'
+            for target, kind in links
+        )
+        meanings += [
+            f'<Synset id={quoteattr(id)} ili="" partOfSpeech="n" members={quoteattr(" ".join(members))}>'
+            f"<Definition>{escape(text)}</Definition>{relations}</Synset>"
+        ]
+    head = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE LexicalResource SYSTEM "http://globalwordnet.github.io/schemas/WN-LMF-1.3.dtd">\n<LexicalResource>\n'
+        f'<Lexicon id={quoteattr(name)} label={quoteattr(name)} language="en" email="none" license="none" version={quoteattr(version)}>'
+    )
+    return write_text(
+        path, "\n".join([head, *entries, *meanings, "</Lexicon>", "</LexicalResource>"])
+    )
 
 # %% ../nbs/40_cse.ipynb #e17ae195
 PHOTO_KINDS = """
@@ -288,13 +407,17 @@ thing; thing, object; whatever a camera can be pointed at
     shingle; shingle; smooth stones on a beach
 """
 
+
 def photo_lexicon(
-    path, # file to write, .xml
-) -> Path: # path
+    path,  # file to write, .xml
+) -> Path:  # path
     "The small lexicon of the embedded photographs as WN-LMF"
     synsets, above = [], {}
     for line in PHOTO_KINDS.strip().splitlines():
-        depth, (id, words, text) = (len(line) - len(line.lstrip())) // 2, (part.strip() for part in line.split(";"))
+        depth, (id, words, text) = (
+            (len(line) - len(line.lstrip())) // 2,
+            (part.strip() for part in line.split(";")),
+        )
         above[depth] = f"photos-{id}"
         synsets.append((f"photos-{id}", above.get(depth - 1), words.split(", "), text))
     return write_lexicon(path, synsets, name="photos")
@@ -322,10 +445,20 @@ table 04386330  tank 04396120  telephone 04408223  television 04413042  tiger 02
 train 04475240  trout 02539716  tulip 12474664  turtle 01665425  wardrobe 04557470  whale 02065397
 willow_tree 12745702  wolf 02116752  woman 10807146  worm 01924944"""
 
-def _pinned(table, prefix=""): return {prefix + k: f"oewn-{v}-n" for k, v in zip(table.split()[::2], table.split()[1::2], strict=True)}
+
+def _pinned(table, prefix=""):
+    return {
+        prefix + k: f"oewn-{v}-n"
+        for k, v in zip(table.split()[::2], table.split()[1::2], strict=True)
+    }
+
 
 CLASS_SYNSETS = dict(cifar10=_pinned(_CIFAR10), cifar100=_pinned(_CIFAR100), stl10=_pinned(_STL10))
-CLASS_SYNSETS["photos"] = {line.split(";")[0].strip(): "photos-" + line.split(";")[0].strip() for line in PHOTO_KINDS.splitlines() if line.startswith("  ") and line[2] != " "}
+CLASS_SYNSETS["photos"] = {
+    line.split(";")[0].strip(): "photos-" + line.split(";")[0].strip()
+    for line in PHOTO_KINDS.splitlines()
+    if line.startswith("  ") and line[2] != " "
+}
 
 # %% ../nbs/40_cse.ipynb #0276df1f
 # wnid without its n, then the position in Open English WordNet 2024
@@ -456,26 +589,38 @@ _IMAGENET = """01440764 01443405  01443537 01446178  01484850 01487491  01491361
 12998815 13019575  13037406 13058166  13040303 13061063  13044778 13065538  13052670 13073430  13054560 13075320  13133613 13154372  15075141 15099708"""
 
 CLASS_SYNSETS["imagenet"] = _pinned(_IMAGENET, "n")
-CLASS_SYNSETS |= {alias: CLASS_SYNSETS[name] for alias, name in dict(cifair10="cifar10", cifair100="cifar100", imagenette="imagenet", tiny_imagenet="imagenet").items()}
+CLASS_SYNSETS |= {
+    alias: CLASS_SYNSETS[name]
+    for alias, name in dict(
+        cifair10="cifar10", cifair100="cifar100", imagenette="imagenet", tiny_imagenet="imagenet"
+    ).items()
+}
 
 # %% ../nbs/40_cse.ipynb #a0d14954
 def class_synsets(
-    classes, # class names, such as ImageSet.classes
-    table,   # a name in CLASS_SYNSETS (cifar10, cifar100, stl10, imagenet, photos, …), or a dict class → synset id
-) -> dict: # class → synset id
+    classes,  # class names, such as ImageSet.classes
+    table,  # a name in CLASS_SYNSETS (cifar10, cifar100, stl10, imagenet, photos, …), or a dict class → synset id
+) -> dict:  # class → synset id
     "The pinned synset of every class"
-    if isinstance(table, str) and table not in CLASS_SYNSETS: raise ValueError(f"no table {table!r}; there are {', '.join(CLASS_SYNSETS)}, or a dict of your own: class → synset id")
+    if isinstance(table, str) and table not in CLASS_SYNSETS:
+        raise ValueError(
+            f"no table {table!r}; there are {', '.join(CLASS_SYNSETS)}, or a dict of your own: class → synset id"
+        )
     pinned = table if isinstance(table, Mapping) else CLASS_SYNSETS[table]
     unknown = [c for c in classes if c not in pinned]
-    if unknown: raise ValueError(f"no synset is pinned for {', '.join(map(repr, unknown[:5]))}: Lexicon.candidates(word) lists the senses of a word; pass a dict class → synset id")
+    if unknown:
+        raise ValueError(
+            f"no synset is pinned for {', '.join(map(repr, unknown[:5]))}: Lexicon.candidates(word) lists the senses of a word; pass a dict class → synset id"
+        )
     return {c: pinned[c] for c in classes}
 
+
 def hyponyms_by_class(
-    lexicon:Lexicon,         # where the ids come from
-    ids:Mapping,             # class → synset id
-    instances:bool=False,    # also named individuals
-    include_self:bool=False, # also the class's own synset
-) -> dict: # class → list of Synset
+    lexicon: Lexicon,  # where the ids come from
+    ids: Mapping,  # class → synset id
+    instances: bool = False,  # also named individuals
+    include_self: bool = False,  # also the class's own synset
+) -> dict:  # class → list of Synset
     "The hyponyms of every class"
     return {c: lexicon.hyponyms(i, instances, include_self) for c, i in ids.items()}
 
@@ -483,107 +628,175 @@ def hyponyms_by_class(
 def _batches(images, size):
     "Index lists and stacked images [b,C,H,W]; images of a list are grouped by their shape"
     if isinstance(images, torch.Tensor):
-        for i in range(0, len(images), size): yield range(i, min(i + size, len(images))), images[i:i + size]
+        for i in range(0, len(images), size):
+            yield range(i, min(i + size, len(images))), images[i : i + size]
         return
     groups = {}
-    for i, image in enumerate(images): groups.setdefault((tuple(image.shape), image.dtype), []).append(i)
+    for i, image in enumerate(images):
+        groups.setdefault((tuple(image.shape), image.dtype), []).append(i)
     for index in groups.values():
-        for i in range(0, len(index), size): yield index[i:i + size], torch.stack([images[j] for j in index[i:i + size]])
+        for i in range(0, len(index), size):
+            yield index[i : i + size], torch.stack([images[j] for j in index[i : i + size]])
+
 
 def _as_rgb(images):
     "uint8 or float −1…1, one or three channels → float −1…1, three channels"
-    if images.ndim != 4 or images.shape[1] not in (1, 3): raise ValueError(f"images have shape {list(images.shape)}: [n,3,H,W], or [n,1,H,W] for grey ones, is needed")
-    if images.dtype == torch.uint8: images = to_float(images)
-    elif not images.is_floating_point(): raise TypeError(f"images are {images.dtype}: uint8, or float in −1…1, is needed")
-    elif not (images.abs() <= 1.01).all(): raise ValueError(f"float images must lie in −1…1, these go from {float(images.min()):.3g} to {float(images.max()):.3g}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"images have shape {list(images.shape)}: [n,3,H,W], or [n,1,H,W] for grey ones, is needed"
+        )
+    if images.dtype == torch.uint8:
+        images = to_float(images)
+    elif not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}: uint8, or float in −1…1, is needed")
+    elif not (images.abs() <= 1.01).all():
+        raise ValueError(
+            f"float images must lie in −1…1, these go from {float(images.min()):.3g} to {float(images.max()):.3g}"
+        )
     return images.float().expand(-1, 3, -1, -1)
+
 
 def _unit(vectors, n, what):
     "Rows of unit length, float32, on the CPU"
     vectors = torch.as_tensor(vectors).detach().float().cpu()
-    if vectors.ndim != 2 or len(vectors) != n: raise ValueError(f"the {what} function gave {list(vectors.shape)} for {n} inputs: [{n}, dimensions] is needed")
-    if not vectors.isfinite().all() or not vectors.norm(dim=1).all(): raise ValueError(f"the {what} function gave a vector that is zero, NaN or infinite: its cosine is not defined")
+    if vectors.ndim != 2 or len(vectors) != n:
+        raise ValueError(
+            f"the {what} function gave {list(vectors.shape)} for {n} inputs: [{n}, dimensions] is needed"
+        )
+    if not vectors.isfinite().all() or not vectors.norm(dim=1).all():
+        raise ValueError(
+            f"the {what} function gave a vector that is zero, NaN or infinite: its cosine is not defined"
+        )
     return F.normalize(vectors, dim=1)
 
 # %% ../nbs/40_cse.ipynb #3cb4e7d4
 @dataclass
 class Encoder:
     "Two functions into one space: pictures and texts that belong together lie in the same direction (Eq. 7)"
-    image:object       # function: float images [b,3,H,W] in −1…1 → vectors [b,d]
-    text:object        # function: list of b str → vectors [b,d]
-    name:str=""        # says which weights these are, for the cache of text vectors; "": such a pair is not cached
-    device:str="cpu"   # where image batches are sent
-    batch_size:int=64  # images or texts per call
+
+    image: object  # function: float images [b,3,H,W] in −1…1 → vectors [b,d]
+    text: object  # function: list of b str → vectors [b,d]
+    name: str = ""  # says which weights these are, for the cache of text vectors; "": such a pair is not cached
+    device: str = "cpu"  # where image batches are sent
+    batch_size: int = 64  # images or texts per call
 
     @torch.no_grad()
-    def encode_images(self,
-        images,              # uint8 or float −1…1 [n,C,H,W], C 1 or 3; or a list of [C,H,W] of any sizes
-        progress:bool=False, # show a bar
-    ) -> torch.Tensor: # float32 [n,d] on the CPU, rows of unit length
+    def encode_images(
+        self,
+        images,  # uint8 or float −1…1 [n,C,H,W], C 1 or 3; or a list of [C,H,W] of any sizes
+        progress: bool = False,  # show a bar
+    ) -> torch.Tensor:  # float32 [n,d] on the CPU, rows of unit length
         "Vectors of pictures"
-        if not len(images): raise ValueError("no images to encode")
-        result, bar = None, tqdm(total=len(images), desc="images", disable=not progress, leave=False)
+        if not len(images):
+            raise ValueError("no images to encode")
+        result, bar = (
+            None,
+            tqdm(total=len(images), desc="images", disable=not progress, leave=False),
+        )
         for index, batch in _batches(images, self.batch_size):
             vectors = _unit(self.image(_as_rgb(batch.to(self.device))), len(batch), "image")
-            if result is None: result = torch.empty(len(images), vectors.shape[1])
+            if result is None:
+                result = torch.empty(len(images), vectors.shape[1])
             result[list(index)] = vectors
             bar.update(len(batch))
         bar.close()
         return result
 
     @torch.no_grad()
-    def encode_texts(self,
-        texts,               # list of str
-        cache=None,          # folder where vectors are kept; None: nowhere
-        progress:bool=False, # show a bar
-    ) -> torch.Tensor: # float32 [n,d] on the CPU, rows of unit length
+    def encode_texts(
+        self,
+        texts,  # list of str
+        cache=None,  # folder where vectors are kept; None: nowhere
+        progress: bool = False,  # show a bar
+    ) -> torch.Tensor:  # float32 [n,d] on the CPU, rows of unit length
         "Vectors of texts"
         texts = list(texts)
-        if not texts: raise ValueError("no texts to encode")
+        if not texts:
+            raise ValueError("no texts to encode")
         path = None if cache is None else self.cache_path(texts, cache)
-        if path is not None and path.is_file(): return read_tensors(path, "text vectors")[0]["texts"]
-        bar = tqdm(range(0, len(texts), self.batch_size), desc="texts", disable=not progress, leave=False)
-        result = torch.cat([_unit(self.text(texts[i:i + self.batch_size]), len(texts[i:i + self.batch_size]), "text") for i in bar])
-        if path is not None: write_tensors(path, dict(texts=result), dict(kind="text vectors"))
+        if path is not None and path.is_file():
+            return read_tensors(path, "text vectors")[0]["texts"]
+        bar = tqdm(
+            range(0, len(texts), self.batch_size), desc="texts", disable=not progress, leave=False
+        )
+        result = torch.cat(
+            [
+                _unit(
+                    self.text(texts[i : i + self.batch_size]),
+                    len(texts[i : i + self.batch_size]),
+                    "text",
+                )
+                for i in bar
+            ]
+        )
+        if path is not None:
+            write_tensors(path, dict(texts=result), dict(kind="text vectors"))
         return result
 
     def cache_path(self, texts, cache):
         "File of a list of texts: named after the weights and the texts themselves, so neither can go stale"
-        if not self.name: raise ValueError("text vectors are cached under the name of the encoder, and this one has none: Encoder(..., name='…') with a name that changes with the weights")
-        return Path(cache).expanduser() / f"texts-{hashlib.sha256(json.dumps([self.name, texts]).encode()).hexdigest()[:24]}.safetensors"
+        if not self.name:
+            raise ValueError(
+                "text vectors are cached under the name of the encoder, and this one has none: Encoder(..., name='…') with a name that changes with the weights"
+            )
+        return (
+            Path(cache).expanduser()
+            / f"texts-{hashlib.sha256(json.dumps([self.name, texts]).encode()).hexdigest()[:24]}.safetensors"
+        )
+
 
 def as_encoder(
-    encoder, # Encoder, or a pair (image function, text function)
+    encoder,  # Encoder, or a pair (image function, text function)
 ) -> Encoder:
     "An Encoder, from a pair of functions if need be"
-    if isinstance(encoder, Encoder): return encoder
-    if isinstance(encoder, (tuple, list)) and len(encoder) == 2 and all(map(callable, encoder)): return Encoder(*encoder)
-    raise TypeError(f"an encoder is cse.Encoder or a pair (image function, text function), not {type(encoder).__name__}")
+    if isinstance(encoder, Encoder):
+        return encoder
+    if isinstance(encoder, (tuple, list)) and len(encoder) == 2 and all(map(callable, encoder)):
+        return Encoder(*encoder)
+    raise TypeError(
+        f"an encoder is cse.Encoder or a pair (image function, text function), not {type(encoder).__name__}"
+    )
 
 # %% ../nbs/40_cse.ipynb #1b36cdd9
 def clip_preprocess(
-    images:torch.Tensor,      # float [b,3,H,W] in −1…1
-    size:int,                 # side of the model's input, 224 for ViT-B/16
-    mean,                     # of 0…1 values, per channel
-    std,                      # of 0…1 values, per channel
+    images: torch.Tensor,  # float [b,3,H,W] in −1…1
+    size: int,  # side of the model's input, 224 for ViT-B/16
+    mean,  # of 0…1 values, per channel
+    std,  # of 0…1 values, per channel
     interpolation="bicubic",  # or bilinear
-    resize_mode="shortest",   # shorter side to size and centre cut; or squash: both sides
-) -> torch.Tensor: # float [b,3,size,size], normalised
+    resize_mode="shortest",  # shorter side to size and centre cut; or squash: both sides
+) -> torch.Tensor:  # float [b,3,size,size], normalised
     "Images as CLIP was trained on them"
-    if resize_mode not in ("shortest", "squash"): raise ValueError(f"resize_mode {resize_mode!r} is not supported: shortest or squash")
+    if resize_mode not in ("shortest", "squash"):
+        raise ValueError(f"resize_mode {resize_mode!r} is not supported: shortest or squash")
     h, w = images.shape[-2:]
-    to = (size, size) if resize_mode == "squash" else (size, int(size * w / h)) if h <= w else (int(size * h / w), size)
-    x = F.interpolate(images, to, mode=interpolation, antialias=True, align_corners=False) if (h, w) != to else images
+    to = (
+        (size, size)
+        if resize_mode == "squash"
+        else (size, int(size * w / h))
+        if h <= w
+        else (int(size * h / w), size)
+    )
+    x = (
+        F.interpolate(images, to, mode=interpolation, antialias=True, align_corners=False)
+        if (h, w) != to
+        else images
+    )
     top, left = round((to[0] - size) / 2), round((to[1] - size) / 2)
-    x = ((x + 1) / 2).clamp(0, 1)[..., top:top + size, left:left + size]
+    x = ((x + 1) / 2).clamp(0, 1)[..., top : top + size, left : left + size]
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
 # %% ../nbs/40_cse.ipynb #2dbd91a7
 def _open_clip():
     "The package `open_clip`, or what to install"
-    try: import open_clip
-    except ImportError as e: raise ImportError('CLIP encoders need the package open_clip_torch: pip install "hydramix-nb[cse]"') from e
+    try:
+        import open_clip
+    except ImportError as e:
+        raise ImportError(
+            'CLIP encoders need the package open_clip_torch: pip install "hydramix-nb[cse]"'
+        ) from e
     return open_clip
+
 
 def _hub_file(model, tag, download, cache_dir):
     "Weights of a tag, as safetensors: in the hub's cache, or fetched into it"
@@ -591,62 +804,126 @@ def _hub_file(model, tag, download, cache_dir):
     settings = open_clip.get_pretrained_cfg(model, tag)
     if not settings:
         tags = open_clip.list_pretrained_tags_by_model(model)
-        raise ValueError(f"OpenCLIP knows no weights {tag!r} for {model!r}; " + (f"there are {', '.join(tags)}, or a path" if tags else f"nor any others: models are {', '.join(open_clip.list_models()[:8])}, …"))
+        raise ValueError(
+            f"OpenCLIP knows no weights {tag!r} for {model!r}; "
+            + (
+                f"there are {', '.join(tags)}, or a path"
+                if tags
+                else f"nor any others: models are {', '.join(open_clip.list_models()[:8])}, …"
+            )
+        )
     repository, file = os.path.split(settings.get("hf_hub", ""))
     file = re.sub(r"\.(bin|pth?)$", ".safetensors", file) or "open_clip_model.safetensors"
     size = " (about 600 MB)" if model == "ViT-B-16" else ""
-    way = (f"with network, clip_encoder({model!r}, {tag!r}, download=True) fetches {file}{size} of {repository} into the hub's cache; "
-           f"without, bring that file and pass its path: clip_encoder({model!r}, 'FOLDER/{file}')")
-    if not repository: raise ValueError(f"the weights {tag!r} of {model!r} are published as a pickle only, which is not read: save them as safetensors and pass the path")
+    way = (
+        f"with network, clip_encoder({model!r}, {tag!r}, download=True) fetches {file}{size} of {repository} into the hub's cache; "
+        f"without, bring that file and pass its path: clip_encoder({model!r}, 'FOLDER/{file}')"
+    )
+    if not repository:
+        raise ValueError(
+            f"the weights {tag!r} of {model!r} are published as a pickle only, which is not read: save them as safetensors and pass the path"
+        )
     from huggingface_hub import hf_hub_download
-    try: return hf_hub_download(repository, file, cache_dir=cache_dir, local_files_only=not download), settings
-    except Exception as e: raise FileNotFoundError(f"CLIP weights {tag!r} of {model!r} " + ("could not be fetched: " if download else "are not on this machine: ") + way) from e
+
+    try:
+        return hf_hub_download(
+            repository, file, cache_dir=cache_dir, local_files_only=not download
+        ), settings
+    except Exception as e:
+        raise FileNotFoundError(
+            f"CLIP weights {tag!r} of {model!r} "
+            + ("could not be fetched: " if download else "are not on this machine: ")
+            + way
+        ) from e
+
 
 def _weights_digest(model):
     "Digest of all weights: what makes two encoders the same"
     h = hashlib.blake2b(digest_size=8)
-    for k, v in sorted(model.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for k, v in sorted(model.state_dict().items()):
+        h.update(k.encode())
+        h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
 # %% ../nbs/40_cse.ipynb #49ef7ca2
 def clip_encoder(
-    model:str="ViT-B-16",     # an OpenCLIP model; taken from its config where weights are a folder
-    weights="laion2b_s34b_b88k", # a tag of that model, a .safetensors file, or a folder with one and open_clip_config.json
-    device:str="cpu",         # where it runs
-    batch_size:int=64,        # images or texts at once
-    download:bool=False,      # fetch the weights of a tag if they are not in the hub's cache
-    cache_dir=None,           # the hub's cache; None: the hub's own choice
+    model: str = "ViT-B-16",  # an OpenCLIP model; taken from its config where weights are a folder
+    weights="laion2b_s34b_b88k",  # a tag of that model, a .safetensors file, or a folder with one and open_clip_config.json
+    device: str = "cpu",  # where it runs
+    batch_size: int = 64,  # images or texts at once
+    download: bool = False,  # fetch the weights of a tag if they are not in the hub's cache
+    cache_dir=None,  # the hub's cache; None: the hub's own choice
 ) -> Encoder:
     "CLIP through OpenCLIP; the defaults are the paper's (4.5)"
     open_clip, path, settings = _open_clip(), Path(weights).expanduser(), {}
     if path.is_dir():
         if not (path / "open_clip_config.json").is_file() or not list(path.glob("*.safetensors")):
-            raise FileNotFoundError(f"{path} must hold open_clip_config.json and open_clip_model.safetensors, as the hub lays them out; it holds {sorted(p.name for p in path.iterdir())[:6]}")
+            raise FileNotFoundError(
+                f"{path} must hold open_clip_config.json and open_clip_model.safetensors, as the hub lays them out; it holds {sorted(p.name for p in path.iterdir())[:6]}"
+            )
         model, file = f"local-dir:{path}", None
-    elif path.suffix in (".bin", ".pt", ".pth"): raise ValueError(f"{path} is a pickle, which can run code when it is loaded; safetensors are read: fetch open_clip_model.safetensors instead")
+    elif path.suffix in (".bin", ".pt", ".pth"):
+        raise ValueError(
+            f"{path} is a pickle, which can run code when it is loaded; safetensors are read: fetch open_clip_model.safetensors instead"
+        )
     elif path.suffix == ".safetensors":
-        if not path.is_file(): raise FileNotFoundError(f"no file {path}")
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}")
         file = path
-    else: file, settings = _hub_file(model, str(weights), download, cache_dir)
-    keep = {k: settings[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in settings}
-    clip = open_clip.create_model(model, pretrained=file and str(file), device=device, force_quick_gelu=bool(settings.get("quick_gelu")), force_preprocess_cfg=keep).eval()
+    else:
+        file, settings = _hub_file(model, str(weights), download, cache_dir)
+    keep = {
+        k: settings[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in settings
+    }
+    clip = open_clip.create_model(
+        model,
+        pretrained=file and str(file),
+        device=device,
+        force_quick_gelu=bool(settings.get("quick_gelu")),
+        force_preprocess_cfg=keep,
+    ).eval()
     tokens, pre = open_clip.get_tokenizer(model), clip.visual.preprocess_cfg
     size = pre["size"] if isinstance(pre["size"], int) else pre["size"][0]
-    def image(x): return clip.encode_image(clip_preprocess(x, size, pre["mean"], pre["std"], pre["interpolation"], pre["resize_mode"]))
-    def text(texts): return clip.encode_text(tokens(texts).to(device))
-    return Encoder(image, text, f"{path.name if path.is_dir() else model}:{_weights_digest(clip)}", device, batch_size)
+
+    def image(x):
+        return clip.encode_image(
+            clip_preprocess(
+                x, size, pre["mean"], pre["std"], pre["interpolation"], pre["resize_mode"]
+            )
+        )
+
+    def text(texts):
+        return clip.encode_text(tokens(texts).to(device))
+
+    return Encoder(
+        image,
+        text,
+        f"{path.name if path.is_dir() else model}:{_weights_digest(clip)}",
+        device,
+        batch_size,
+    )
 
 # %% ../nbs/40_cse.ipynb #aaa3c620
 def random_clip(
-    folder,     # where to write open_clip_model.safetensors and open_clip_config.json
-    seed:int=0, # of the weights
-) -> Path: # folder
+    folder,  # where to write open_clip_model.safetensors and open_clip_config.json
+    seed: int = 0,  # of the weights
+) -> Path:  # folder
     "A tiny OpenCLIP model with random weights, laid out as on the hub: to try the plumbing; its figures mean nothing"
-    config = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=1, width=32, head_width=16, patch_size=8),
-                  text_cfg=dict(context_length=77, vocab_size=49408, width=16, heads=1, layers=1))
+    config = dict(
+        embed_dim=16,
+        vision_cfg=dict(image_size=32, layers=1, width=32, head_width=16, patch_size=8),
+        text_cfg=dict(context_length=77, vocab_size=49408, width=16, heads=1, layers=1),
+    )
     folder = Path(folder)
-    with seeded(seed): write_tensors(folder / "open_clip_model.safetensors", _open_clip().CLIP(**config).state_dict(), dict(kind="random OpenCLIP"))
-    normal = dict(mean=[.48145466, .4578275, .40821073], std=[.26862954, .26130258, .27577711])
+    with seeded(seed):
+        write_tensors(
+            folder / "open_clip_model.safetensors",
+            _open_clip().CLIP(**config).state_dict(),
+            dict(kind="random OpenCLIP"),
+        )
+    normal = dict(
+        mean=[0.48145466, 0.4578275, 0.40821073], std=[0.26862954, 0.26130258, 0.27577711]
+    )
     write_json(folder / "open_clip_config.json", dict(model_cfg=config, preprocess_cfg=normal))
     return folder
 
@@ -654,44 +931,54 @@ def random_clip(
 @dataclass(frozen=True)
 class ClassEntropy:
     "CSE_i of one class and what is needed to read it; entropies in nats"
-    entropy:float               # Eq. 9
-    interval:tuple              # low, high: basic bootstrap interval
-    single:float                # mean entropy of a single image's vote, at most `entropy`
-    n_images:int                # N
-    hyponyms:tuple              # H_i: Synset or str, as given
-    distribution:torch.Tensor   # float32 [N_i]: P(h_ij) of Eq. 8
-    resampled:torch.Tensor = field(repr=False) # float32 [resamples]: entropies of the bootstrap draws
+
+    entropy: float  # Eq. 9
+    interval: tuple  # low, high: basic bootstrap interval
+    single: float  # mean entropy of a single image's vote, at most `entropy`
+    n_images: int  # N
+    hyponyms: tuple  # H_i: Synset or str, as given
+    distribution: torch.Tensor  # float32 [N_i]: P(h_ij) of Eq. 8
+    resampled: torch.Tensor = field(
+        repr=False
+    )  # float32 [resamples]: entropies of the bootstrap draws
 
     @property
     def n_hyponyms(self) -> int:
         "N_i"
         return len(self.hyponyms)
+
     @property
     def bound(self) -> float:
         "log N_i, the largest possible entropy"
         return math.log(self.n_hyponyms)
+
     @property
     def effective(self) -> float:
         "exp(CSE_i): the number of equally common hyponyms of the same entropy"
         return math.exp(self.entropy)
 
-    def top(self,
-        n:int=10, # how many
-    ) -> list: # of (probability, text), largest first
+    def top(
+        self,
+        n: int = 10,  # how many
+    ) -> list:  # of (probability, text), largest first
         "The hyponyms that the images resemble most"
         best = self.distribution.topk(min(n, self.n_hyponyms))
-        return [(p, _text(self.hyponyms[j])) for p, j in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        return [
+            (p, _text(self.hyponyms[j]))
+            for p, j in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
 
 # %% ../nbs/40_cse.ipynb #2fc8ab44
 @dataclass(frozen=True)
 class CSE:
     "CLIP Synset Entropy of a set of images: per class and over all"
-    classes:dict       # class → ClassEntropy
-    mean:float         # CSE: the mean over the classes (4.5)
-    interval:tuple     # low, high of the mean
-    skipped:list       # classes without hyponyms, which are not in the mean
-    tau:float          # temperature of Eq. 8
-    encoder:str        # name of the encoder
+
+    classes: dict  # class → ClassEntropy
+    mean: float  # CSE: the mean over the classes (4.5)
+    interval: tuple  # low, high of the mean
+    skipped: list  # classes without hyponyms, which are not in the mean
+    tau: float  # temperature of Eq. 8
+    encoder: str  # name of the encoder
 
     @property
     def per_class(self) -> dict:
@@ -705,113 +992,183 @@ class CSE:
     def to_dict(self) -> dict:
         "Everything but the distributions, for JSON"
         keys = "entropy", "bound", "effective", "single", "n_images", "n_hyponyms"
-        per_class = {c: {k: getattr(e, k) for k in keys} | dict(interval=list(e.interval)) for c, e in self.classes.items()}
-        return dict(mean=self.mean, interval=list(self.interval), tau=self.tau, encoder=self.encoder, skipped=self.skipped, classes=per_class)
+        per_class = {
+            c: {k: getattr(e, k) for k in keys} | dict(interval=list(e.interval))
+            for c, e in self.classes.items()
+        }
+        return dict(
+            mean=self.mean,
+            interval=list(self.interval),
+            tau=self.tau,
+            encoder=self.encoder,
+            skipped=self.skipped,
+            classes=per_class,
+        )
 
     def __str__(self):
         width = max(map(len, [*self.classes, "mean"]))
         rows = [f"{'':{width}}    CSE   interval      of   kinds  single  images  hyponyms"]
-        rows += [f"{c:{width}}  {e.entropy:5.2f}  {e.interval[0]:5.2f}–{e.interval[1]:.2f}  {e.bound:5.2f}  {e.effective:6.1f}   {e.single:5.2f}  {e.n_images:6d}  {e.n_hyponyms:8d}" for c, e in self.classes.items()]
-        rows += [f"{'mean':{width}}  {self.mean:5.2f}  {self.interval[0]:5.2f}–{self.interval[1]:.2f}"]
-        return "\n".join(rows + [f"without hyponyms, not in the mean: {', '.join(self.skipped)}"] * bool(self.skipped))
+        rows += [
+            f"{c:{width}}  {e.entropy:5.2f}  {e.interval[0]:5.2f}–{e.interval[1]:.2f}  {e.bound:5.2f}  {e.effective:6.1f}   {e.single:5.2f}  {e.n_images:6d}  {e.n_hyponyms:8d}"
+            for c, e in self.classes.items()
+        ]
+        rows += [
+            f"{'mean':{width}}  {self.mean:5.2f}  {self.interval[0]:5.2f}–{self.interval[1]:.2f}"
+        ]
+        return "\n".join(
+            rows
+            + [f"without hyponyms, not in the mean: {', '.join(self.skipped)}"] * bool(self.skipped)
+        )
 
 # %% ../nbs/40_cse.ipynb #9f5fcefd
 def images_per_class(
-    data:ImageSet, # labelled images
-) -> dict: # class → uint8 [n,C,H,W]; a class without images has none
+    data: ImageSet,  # labelled images
+) -> dict:  # class → uint8 [n,C,H,W]; a class without images has none
     "The images of each class"
     return {c: data.images[data.labels == i] for i, c in enumerate(data.classes)}
 
+
 def _text(synset):
     "What stands for a hyponym: a Synset's text, or a str as it is"
-    if isinstance(synset, str): return synset
-    if isinstance(synset, Synset): return synset.text
+    if isinstance(synset, str):
+        return synset
+    if isinstance(synset, Synset):
+        return synset.text
     raise TypeError(f"hyponyms are Synset or str, not {type(synset).__name__}")
+
 
 def _check_classes(images_by_class, synsets_by_class, leaf):
     "Errors before the work; the classes to measure and those without hyponyms"
-    if leaf not in ("error", "skip"): raise ValueError(f"leaf={leaf!r}: 'error' or 'skip'")
-    if not images_by_class: raise ValueError("no classes: images_by_class is empty")
+    if leaf not in ("error", "skip"):
+        raise ValueError(f"leaf={leaf!r}: 'error' or 'skip'")
+    if not images_by_class:
+        raise ValueError("no classes: images_by_class is empty")
     unknown = [c for c in images_by_class if c not in synsets_by_class]
-    if unknown: raise ValueError(f"no synsets for class {', '.join(map(repr, unknown[:5]))}; there are some for {', '.join(map(repr, list(synsets_by_class)[:5]))}, …")
+    if unknown:
+        raise ValueError(
+            f"no synsets for class {', '.join(map(repr, unknown[:5]))}; there are some for {', '.join(map(repr, list(synsets_by_class)[:5]))}, …"
+        )
     empty = [c for c, x in images_by_class.items() if not len(x)]
-    if empty: raise ValueError(f"no images of class {', '.join(map(repr, empty[:5]))}")
-    if any(isinstance(synsets_by_class[c], str) for c in images_by_class): raise TypeError("synsets_by_class maps a class to a list of synsets or texts, not to one str: Lexicon.hyponyms(id) gives the list")
+    if empty:
+        raise ValueError(f"no images of class {', '.join(map(repr, empty[:5]))}")
+    if any(isinstance(synsets_by_class[c], str) for c in images_by_class):
+        raise TypeError(
+            "synsets_by_class maps a class to a list of synsets or texts, not to one str: Lexicon.hyponyms(id) gives the list"
+        )
     leaves = [c for c in images_by_class if not len(synsets_by_class[c])]
     if leaves and (leaf == "error" or len(leaves) == len(images_by_class)):
-        raise ValueError(f"no hyponyms of class {', '.join(map(repr, leaves[:5]))}: CSE is not defined there; leave such classes out of the mean with leaf='skip', "
-                         "or choose a more general synset, or count the class itself with include_self=True")
+        raise ValueError(
+            f"no hyponyms of class {', '.join(map(repr, leaves[:5]))}: CSE is not defined there; leave such classes out of the mean with leaf='skip', "
+            "or choose a more general synset, or count the class itself with include_self=True"
+        )
     return [c for c in images_by_class if c not in leaves], leaves
 
 # %% ../nbs/40_cse.ipynb #51bd7860
 def cse(
-    images_by_class,     # dict class → images (uint8 or float −1…1 [n,C,H,W], or a list of [C,H,W]), or an ImageSet
-    synsets_by_class,    # dict class → hyponyms: list of Synset (hyponyms_by_class), or of str
-    encoder,             # Encoder (clip_encoder), or a pair (image function, text function)
-    tau:float=0.01,      # temperature of Eq. 8
-    resamples:int=200,   # bootstrap draws for the intervals; 0: none
-    level:float=.95,     # coverage of the intervals
-    seed:int=0,          # of the draws
-    leaf:str="error",    # classes without hyponyms: "error", or "skip" them
-    cache=None,          # folder where text vectors are kept; None: nowhere
-    progress:bool=False, # show a bar
+    images_by_class,  # dict class → images (uint8 or float −1…1 [n,C,H,W], or a list of [C,H,W]), or an ImageSet
+    synsets_by_class,  # dict class → hyponyms: list of Synset (hyponyms_by_class), or of str
+    encoder,  # Encoder (clip_encoder), or a pair (image function, text function)
+    tau: float = 0.01,  # temperature of Eq. 8
+    resamples: int = 200,  # bootstrap draws for the intervals; 0: none
+    level: float = 0.95,  # coverage of the intervals
+    seed: int = 0,  # of the draws
+    leaf: str = "error",  # classes without hyponyms: "error", or "skip" them
+    cache=None,  # folder where text vectors are kept; None: nowhere
+    progress: bool = False,  # show a bar
 ) -> CSE:
     "CLIP Synset Entropy per class and its mean (Eq. 7–9)"
-    if isinstance(images_by_class, ImageSet): images_by_class = images_per_class(images_by_class)
+    if isinstance(images_by_class, ImageSet):
+        images_by_class = images_per_class(images_by_class)
     names, leaves = _check_classes(images_by_class, synsets_by_class, leaf)
-    if not tau > 0: raise ValueError(f"tau={tau}: the temperature must be more than 0")
+    if not tau > 0:
+        raise ValueError(f"tau={tau}: the temperature must be more than 0")
     encoder, classes = as_encoder(encoder), {}
     for name in tqdm(names, desc="classes", disable=not progress):
         hyponyms = tuple(synsets_by_class[name])
         texts = encoder.encode_texts([_text(s) for s in hyponyms], cache, progress)
         images = encoder.encode_images(images_by_class[name], progress)
-        if texts.shape[1] != images.shape[1]: raise ValueError(f"image vectors have {images.shape[1]} dimensions, text vectors {texts.shape[1]}: the pair does not share a space")
+        if texts.shape[1] != images.shape[1]:
+            raise ValueError(
+                f"image vectors have {images.shape[1]} dimensions, text vectors {texts.shape[1]}: the pair does not share a space"
+            )
         distribution, resampled, single = class_statistics(images, texts, tau, resamples, seed)
         entropy = float(synset_entropy(distribution))
-        classes[name] = ClassEntropy(entropy, basic_interval(entropy, resampled, math.log(len(texts)), level), single, len(images), hyponyms, distribution, resampled)
+        classes[name] = ClassEntropy(
+            entropy,
+            basic_interval(entropy, resampled, math.log(len(texts)), level),
+            single,
+            len(images),
+            hyponyms,
+            distribution,
+            resampled,
+        )
         seed += 1
     mean = sum(e.entropy for e in classes.values()) / len(classes)
     bound = sum(e.bound for e in classes.values()) / len(classes)
     over_all = torch.stack([e.resampled for e in classes.values()]).mean(0)
-    return CSE(classes, mean, basic_interval(mean, over_all, bound, level), leaves, tau, encoder.name)
+    return CSE(
+        classes, mean, basic_interval(mean, over_all, bound, level), leaves, tau, encoder.name
+    )
 
 # %% ../nbs/40_cse.ipynb #f0a33f1a
 class WordMean(nn.Module):
     "Texts → vectors: the mean over hashed words"
-    def __init__(self,
-        dimensions:int=64, # of the shared space
-        buckets:int=4096,  # words share a vector if their hash does
+
+    def __init__(
+        self,
+        dimensions: int = 64,  # of the shared space
+        buckets: int = 4096,  # words share a vector if their hash does
     ):
         super().__init__()
         self.words = nn.EmbeddingBag(buckets, dimensions, mode="mean")
 
-    def forward(self,
-        texts, # list of str
-    ) -> torch.Tensor: # [b,dimensions]
-        bags = [[zlib.crc32(w.encode()) % self.words.num_embeddings for w in re.findall(r"\w+", t.lower())] or [0] for t in texts]
+    def forward(
+        self,
+        texts,  # list of str
+    ) -> torch.Tensor:  # [b,dimensions]
+        bags = [
+            [
+                zlib.crc32(w.encode()) % self.words.num_embeddings
+                for w in re.findall(r"\w+", t.lower())
+            ]
+            or [0]
+            for t in texts
+        ]
         starts = torch.tensor([0] + [len(b) for b in bags[:-1]]).cumsum(0)
         device = self.words.weight.device
         return self.words(torch.tensor(sum(bags, [])).to(device), starts.to(device))
 
+
 def small_image_network(dimensions=64):
     "Images [b,3,H,W] of any size from 8×8 → vectors [b,dimensions]"
-    def block(i, o): return [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.ReLU()]
-    return nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, dimensions))
+
+    def block(i, o):
+        return [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.ReLU()]
+
+    return nn.Sequential(
+        *block(3, 32),
+        *block(32, 64),
+        *block(64, 128),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, dimensions),
+    )
 
 # %% ../nbs/40_cse.ipynb #b7746201
 def fit_pair(
-    data:ImageSet,     # labelled images
-    texts,             # dict class → text, or → list of texts of which each step draws one
-    steps:int=500,     # of Adam
-    batch_size:int=32, # images per step
-    lr:float=1e-3,     # learning rate, annealed to 0 as a cosine
-    tau:float=0.01,    # temperature: that of Eq. 8
-    seed:int=0,        # of weights and draws
+    data: ImageSet,  # labelled images
+    texts,  # dict class → text, or → list of texts of which each step draws one
+    steps: int = 500,  # of Adam
+    batch_size: int = 32,  # images per step
+    lr: float = 1e-3,  # learning rate, annealed to 0 as a cosine
+    tau: float = 0.01,  # temperature: that of Eq. 8
+    seed: int = 0,  # of weights and draws
 ) -> Encoder:
     "A small image network and a bag of words, trained so that a picture finds its text; a stand-in for trying things, no CLIP"
     texts = {c: [t] if isinstance(t, str) else list(t) for c, t in texts.items()}
     missing = [c for c in data.classes if not texts.get(c)]
-    if missing: raise ValueError(f"no text for class {missing[0]!r}")
+    if missing:
+        raise ValueError(f"no text for class {missing[0]!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         image, text = small_image_network().to(data.device), WordMean().to(data.device)
@@ -822,49 +1179,76 @@ def fit_pair(
     for _ in range(steps):
         index = torch.randint(len(data), (batch_size,), generator=draw)
         batch = data[index]
-        shown = [texts[c][int(torch.randint(len(texts[c]), (), generator=draw))] for c in data.classes]
-        a, b = F.normalize(image(_as_rgb(crop_flip(batch.images, generator=draw))), dim=1), F.normalize(text(shown), dim=1)
-        optimiser.zero_grad(); F.cross_entropy(a @ b.T / tau, batch.labels).backward(); optimiser.step(); schedule.step()
-    digest = hashlib.blake2b(b"".join(p.detach().cpu().numpy().tobytes() for p in parameters), digest_size=8).hexdigest()
-    return Encoder(image.eval(), text.eval(), f"trained here:{digest}", str(data.device), batch_size)
+        shown = [
+            texts[c][int(torch.randint(len(texts[c]), (), generator=draw))] for c in data.classes
+        ]
+        a, b = (
+            F.normalize(image(_as_rgb(crop_flip(batch.images, generator=draw))), dim=1),
+            F.normalize(text(shown), dim=1),
+        )
+        optimiser.zero_grad()
+        F.cross_entropy(a @ b.T / tau, batch.labels).backward()
+        optimiser.step()
+        schedule.step()
+    digest = hashlib.blake2b(
+        b"".join(p.detach().cpu().numpy().tobytes() for p in parameters), digest_size=8
+    ).hexdigest()
+    return Encoder(
+        image.eval(), text.eval(), f"trained here:{digest}", str(data.device), batch_size
+    )
 
 # %% ../nbs/40_cse.ipynb #0c1dc8aa
 def lexicon_from(
-    name:str,            # photos: the small one written above; else a WN-LMF file or a name in wn's index
-    directory=None,      # folder for wn's database
-    download:bool=False, # fetch a named lexicon that is not there
+    name: str,  # photos: the small one written above; else a WN-LMF file or a name in wn's index
+    directory=None,  # folder for wn's database
+    download: bool = False,  # fetch a named lexicon that is not there
 ) -> Lexicon:
     "A lexicon by name"
-    if name != "photos": return Lexicon(name, directory or None, download)
-    with tempfile.TemporaryDirectory() as new: return Lexicon(photo_lexicon(Path(new) / "photos.xml"), directory or None)
+    if name != "photos":
+        return Lexicon(name, directory or None, download)
+    with tempfile.TemporaryDirectory() as new:
+        return Lexicon(photo_lexicon(Path(new) / "photos.xml"), directory or None)
+
 
 def encoder_from(
-    name:str,            # "random", "trained here", "MODEL:TAG" as ViT-B-16:laion2b_s34b_b88k, or a folder of weights
-    device:str="cpu",    # where it runs
-    data=None,           # for "trained here": labelled images
-    texts=None,          # for "trained here": dict class → text
-    seed:int=0,          # of random weights and of training
-    download:bool=False, # fetch the weights of a tag
-    **settings,          # for "trained here": of fit_pair
+    name: str,  # "random", "trained here", "MODEL:TAG" as ViT-B-16:laion2b_s34b_b88k, or a folder of weights
+    device: str = "cpu",  # where it runs
+    data=None,  # for "trained here": labelled images
+    texts=None,  # for "trained here": dict class → text
+    seed: int = 0,  # of random weights and of training
+    download: bool = False,  # fetch the weights of a tag
+    **settings,  # for "trained here": of fit_pair
 ) -> Encoder:
     "An encoder by name"
     if name == "trained here":
-        if data is None or texts is None: raise ValueError('"trained here" needs labelled images and a text for each class')
+        if data is None or texts is None:
+            raise ValueError('"trained here" needs labelled images and a text for each class')
         return fit_pair(data.to(device), texts, seed=seed, **settings)
     if name == "random":
-        with tempfile.TemporaryDirectory() as new: return clip_encoder(weights=random_clip(Path(new) / "random", seed), device=device)
-    if Path(name).expanduser().is_dir(): return clip_encoder(weights=name, device=device)
+        with tempfile.TemporaryDirectory() as new:
+            return clip_encoder(weights=random_clip(Path(new) / "random", seed), device=device)
+    if Path(name).expanduser().is_dir():
+        return clip_encoder(weights=name, device=device)
     model, _, weights = name.partition(":")
-    if not weights: raise ValueError(f"no encoder {name!r}: random, trained here, MODEL:TAG such as ViT-B-16:laion2b_s34b_b88k, MODEL:FILE.safetensors, or an existing folder")
+    if not weights:
+        raise ValueError(
+            f"no encoder {name!r}: random, trained here, MODEL:TAG such as ViT-B-16:laion2b_s34b_b88k, MODEL:FILE.safetensors, or an existing folder"
+        )
     return clip_encoder(model, weights, device, download=download)
 
+
 def sample_classes(
-    mixer,             # labels [B] → float images [B,C,H,W] in −1…1, such as mixing.HydraMix
-    classes,           # class names, in the order of the labels
-    n:int,             # images per class; the paper's is 1,000
-    device="cpu",      # of the labels
-    batch_size:int=64, # images at once
-) -> dict: # class → uint8 [n,C,H,W] on the CPU
+    mixer,  # labels [B] → float images [B,C,H,W] in −1…1, such as mixing.HydraMix
+    classes,  # class names, in the order of the labels
+    n: int,  # images per class; the paper's is 1,000
+    device="cpu",  # of the labels
+    batch_size: int = 64,  # images at once
+) -> dict:  # class → uint8 [n,C,H,W] on the CPU
     "Images of every class from a mixer; randomness is torch's own"
     sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
-    return {c: torch.cat([to_uint8(mixer(torch.full((size,), i, device=device))).cpu() for size in sizes]) for i, c in enumerate(classes)}
+    return {
+        c: torch.cat(
+            [to_uint8(mixer(torch.full((size,), i, device=device))).cpu() for size in sizes]
+        )
+        for i, c in enumerate(classes)
+    }

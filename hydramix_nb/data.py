@@ -9,7 +9,13 @@ __all__ = ['PHOTOS', 'PUBLISHED', 'CIFAIR', 'NAMES', 'read_picture', 'fit_square
            'read_cifair', 'data_root', 'load_images']
 
 # %% ../nbs/00_data.ipynb #1698742e
-import hashlib, io, math, os, pickle, tempfile, zipfile
+import hashlib
+import io
+import math
+import os
+import pickle
+import tempfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
@@ -17,166 +23,265 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/00_data.ipynb #ce7f3d5f
-def read_picture(path, # file in any format that PIL reads; of an animation, the first frame
-                 size=None # side of a square to fit it to with `fit_square`; None: as it is
-                ): # uint8 [3,H,W]
+def read_picture(
+    path,  # file in any format that PIL reads; of an animation, the first frame
+    size=None,  # side of a square to fit it to with `fit_square`; None: as it is
+):  # uint8 [3,H,W]
     "One picture as RGB: turned as its EXIF tag says, transparency over white, 16 bits brought to 8."
     from PIL import Image, ImageOps
+
     try:
         with Image.open(path) as im:
             im = ImageOps.exif_transpose(im)
             if im.mode.startswith("I"):
                 a = np.asarray(im).astype(np.int64)
-                if a.min() < 0 or a.max() > 65535: raise ValueError("more than 16 bits per pixel")
+                if a.min() < 0 or a.max() > 65535:
+                    raise ValueError("more than 16 bits per pixel")
                 im = Image.fromarray(((a + 128) // 257).astype(np.uint8))
-            if im.mode == "F": raise ValueError("floating-point pixels")
+            if im.mode == "F":
+                raise ValueError("floating-point pixels")
             if im.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in im.info:
                 im = im.convert("RGBA")
                 im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
             picture = torch.from_numpy(np.array(im.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except Exception as e: raise ValueError(f"cannot read {path} as a picture: {e}") from e
+    except Exception as e:
+        raise ValueError(f"cannot read {path} as a picture: {e}") from e
     return picture if size is None else fit_square(picture[None], size)[0]
 
-def fit_square(images, # uint8 [n,C,H,W]
-               size # side of the result, pixels
-              ): # uint8 [n,C,size,size]
+
+def fit_square(
+    images,  # uint8 [n,C,H,W]
+    size,  # side of the result, pixels
+):  # uint8 [n,C,size,size]
     "Resize until the shorter side is `size` (bilinear with antialiasing), then cut out the centre."
     h, w = images.shape[-2:]
-    if size < 1: raise ValueError(f"size must be at least 1, got {size}")
-    if (h, w) == (size, size): return images
-    to = (size, max(size, round(w * size / h))) if h <= w else (max(size, round(h * size / w)), size)
-    images = F.interpolate(images.float(), to, mode="bilinear", antialias=True, align_corners=False).round_().clamp_(0, 255).to(torch.uint8)
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    if (h, w) == (size, size):
+        return images
+    to = (
+        (size, max(size, round(w * size / h))) if h <= w else (max(size, round(h * size / w)), size)
+    )
+    images = (
+        F.interpolate(images.float(), to, mode="bilinear", antialias=True, align_corners=False)
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
+    )
     top, left = (to[0] - size) // 2, (to[1] - size) // 2
-    return images[..., top:top + size, left:left + size].contiguous()
+    return images[..., top : top + size, left : left + size].contiguous()
 
 # %% ../nbs/00_data.ipynb #2de80b52
-PHOTOS = dict(astronaut="astronaut", cat="chelsea", coffee="coffee", tissue="ihc", motorcycle="motorcycle_left",
-              brick="brick", cameraman="camera", coins="coins", grass="grass", gravel="gravel")
+PHOTOS = dict(
+    astronaut="astronaut",
+    cat="chelsea",
+    coffee="coffee",
+    tissue="ihc",
+    motorcycle="motorcycle_left",
+    brick="brick",
+    cameraman="camera",
+    coins="coins",
+    grass="grass",
+    gravel="gravel",
+)
 
-def photo(name # a class of `PHOTOS`
-         ): # uint8 [3,H,W]
+
+def photo(
+    name,  # a class of `PHOTOS`
+):  # uint8 [3,H,W]
     "One of the ten pictures, read from the scikit-image installation; no download."
     import skimage
+
     return read_picture(Path(skimage.__path__[0]) / "data" / f"{PHOTOS[name]}.png")
 
 # %% ../nbs/00_data.ipynb #e493daab
-def image_grid(images, # `ImageSet`, or tensor [n,C,H,W] with C 1 or 3: uint8, or float in −1…1
-               columns=None, # images per row; None: about as many as there are rows
-               gap=2 # white pixels between the images
-              ): # uint8 numpy array [height,width,3]
+def image_grid(
+    images,  # `ImageSet`, or tensor [n,C,H,W] with C 1 or 3: uint8, or float in −1…1
+    columns=None,  # images per row; None: about as many as there are rows
+    gap=2,  # white pixels between the images
+):  # uint8 numpy array [height,width,3]
     "All images in one picture, row by row."
     images = getattr(images, "images", images).detach()
-    if images.ndim == 3: images = images[None]
-    if images.ndim != 4 or images.shape[1] not in (1, 3): raise ValueError(f"expected images [n,1,H,W] or [n,3,H,W], got {list(images.shape)}")
-    if images.is_floating_point(): images = to_uint8(images)
+    if images.ndim == 3:
+        images = images[None]
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"expected images [n,1,H,W] or [n,3,H,W], got {list(images.shape)}")
+    if images.is_floating_point():
+        images = to_uint8(images)
     n, _, h, w = images.shape
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows = math.ceil(n / columns)
     canvas = np.full((rows * columns, h + gap, w + gap, 3), 255, np.uint8)
     canvas[:n, :h, :w] = images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    canvas = canvas.reshape(rows, columns, h + gap, w + gap, 3).swapaxes(1, 2).reshape(rows * (h + gap), columns * (w + gap), 3)
-    return canvas[:canvas.shape[0] - gap, :canvas.shape[1] - gap]
+    canvas = (
+        canvas.reshape(rows, columns, h + gap, w + gap, 3)
+        .swapaxes(1, 2)
+        .reshape(rows * (h + gap), columns * (w + gap), 3)
+    )
+    return canvas[: canvas.shape[0] - gap, : canvas.shape[1] - gap]
 
-def show_images(images, # `ImageSet`, or tensor [n,C,H,W] with C 1 or 3: uint8, or float in −1…1
-                titles=None, # a title per image, written above it
-                columns=None, # images per row; None: about as many as there are rows
-                rows=None, # a name per row, written to its left
-                scale=.6, # inches per image
-                ax=None # matplotlib axes to draw into; None: a new figure
-               ): # nothing; plt.gcf() is the figure
+
+def show_images(
+    images,  # `ImageSet`, or tensor [n,C,H,W] with C 1 or 3: uint8, or float in −1…1
+    titles=None,  # a title per image, written above it
+    columns=None,  # images per row; None: about as many as there are rows
+    rows=None,  # a name per row, written to its left
+    scale=0.6,  # inches per image
+    ax=None,  # matplotlib axes to draw into; None: a new figure
+):  # nothing; plt.gcf() is the figure
     "A grid of images as one figure."
     images = getattr(images, "images", images)
-    if images.ndim == 3: images = images[None]
+    if images.ndim == 3:
+        images = images[None]
     n, h, w = len(images), *images.shape[-2:]
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     gap = max(2, h // 3) if titles is not None else max(1, h // 16)
     grid = image_grid(images, columns, gap)
     if ax is None:
         import matplotlib.pyplot as plt
+
         _, ax = plt.subplots(figsize=(grid.shape[1] / w * scale, grid.shape[0] / w * scale), dpi=80)
-    ax.imshow(grid, interpolation="nearest"); ax.axis("off")
+    ax.imshow(grid, interpolation="nearest")
+    ax.axis("off")
     for i, title in enumerate(titles if titles is not None else []):
-        ax.text(i % columns * (w + gap) + w / 2, i // columns * (h + gap) - h / 24, str(title), ha="center", va="bottom", fontsize=7)
+        ax.text(
+            i % columns * (w + gap) + w / 2,
+            i // columns * (h + gap) - h / 24,
+            str(title),
+            ha="center",
+            va="bottom",
+            fontsize=7,
+        )
     for i, name in enumerate(rows if rows is not None else []):
         ax.text(-w / 8, i * (h + gap) + h / 2, str(name), ha="right", va="center", fontsize=7)
 
 # %% ../nbs/00_data.ipynb #238f1c4e
-def to_float(images # uint8, any shape
-            ): # float32 in −1…1, same shape and device
+def to_float(
+    images,  # uint8, any shape
+):  # float32 in −1…1, same shape and device
     "Images as everything that computes wants them: mean 0.5 and standard deviation 0.5 taken out of 0…1."
-    if images.dtype != torch.uint8: raise TypeError(f"to_float takes uint8 images 0…255, got {images.dtype}")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"to_float takes uint8 images 0…255, got {images.dtype}")
     return images.float().div_(127.5).sub_(1)
 
-def to_uint8(images # float in −1…1, any shape; values outside are clipped
-            ): # uint8 0…255, same shape and device
+
+def to_uint8(
+    images,  # float in −1…1, any shape; values outside are clipped
+):  # uint8 0…255, same shape and device
     "The inverse of `to_float`, rounded to the nearest grey level."
-    if not images.is_floating_point(): raise TypeError(f"to_uint8 takes float images in −1…1, got {images.dtype}")
+    if not images.is_floating_point():
+        raise TypeError(f"to_uint8 takes float images in −1…1, got {images.dtype}")
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 # %% ../nbs/00_data.ipynb #f16644c9
 def _check_arrays(images, labels, classes):
     "Raise unless the three make a labelled image set; the first thing wrong is named."
     kind = lambda x: x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-    if kind(images) != torch.uint8: raise TypeError(f"images must be a torch.uint8 tensor, got {kind(images)}; floats in −1…1 become it through to_uint8, numpy arrays through torch.from_numpy")
-    if images.ndim != 4: raise ValueError(f"images must be [n,C,H,W], got {list(images.shape)}")
-    if 0 in images.shape: raise ValueError(f"an image set needs images, got {list(images.shape)}")
-    if kind(labels) != torch.int64: raise TypeError(f"labels must be a torch.int64 tensor, got {kind(labels)}")
-    if labels.shape != images.shape[:1]: raise ValueError(f"{len(images)} images need labels of shape [{len(images)}], got {list(labels.shape)}")
-    if labels.device != images.device: raise ValueError(f"images are on {images.device}, labels on {labels.device}")
-    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes): raise TypeError("classes must be a list of str")
+    if kind(images) != torch.uint8:
+        raise TypeError(
+            f"images must be a torch.uint8 tensor, got {kind(images)}; floats in −1…1 become it through to_uint8, numpy arrays through torch.from_numpy"
+        )
+    if images.ndim != 4:
+        raise ValueError(f"images must be [n,C,H,W], got {list(images.shape)}")
+    if 0 in images.shape:
+        raise ValueError(f"an image set needs images, got {list(images.shape)}")
+    if kind(labels) != torch.int64:
+        raise TypeError(f"labels must be a torch.int64 tensor, got {kind(labels)}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{len(images)} images need labels of shape [{len(images)}], got {list(labels.shape)}"
+        )
+    if labels.device != images.device:
+        raise ValueError(f"images are on {images.device}, labels on {labels.device}")
+    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
+        raise TypeError("classes must be a list of str")
     twice = sorted({c for c in classes if list(classes).count(c) > 1})
-    if twice: raise ValueError(f"class names must differ, but {', '.join(map(repr, twice))} occurs more than once")
+    if twice:
+        raise ValueError(
+            f"class names must differ, but {', '.join(map(repr, twice))} occurs more than once"
+        )
     wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten().tolist()
-    if wrong: raise ValueError(f"image {wrong[0]} has label {int(labels[wrong[0]])}, but with {len(classes)} classes labels go from 0 to {len(classes) - 1}")
+    if wrong:
+        raise ValueError(
+            f"image {wrong[0]} has label {int(labels[wrong[0]])}, but with {len(classes)} classes labels go from 0 to {len(classes) - 1}"
+        )
 
 # %% ../nbs/00_data.ipynb #7b338916
-def few_shot_indices(labels, # int64 [n]
-                     samples_per_class, # how many of each class, at least 1
-                     seed, # int from 0: which ones
-                     classes # list of str, for the error that names a class with too few
-                    ): # int64 [classes·samples_per_class] on the CPU, class after class
+def few_shot_indices(
+    labels,  # int64 [n]
+    samples_per_class,  # how many of each class, at least 1
+    seed,  # int from 0: which ones
+    classes,  # list of str, for the error that names a class with too few
+):  # int64 [classes·samples_per_class] on the CPU, class after class
     "Draw a balanced few of each class."
-    if samples_per_class < 1: raise ValueError(f"samples_per_class must be at least 1, got {samples_per_class}")
+    if samples_per_class < 1:
+        raise ValueError(f"samples_per_class must be at least 1, got {samples_per_class}")
     labels, rng = labels.cpu().numpy(), np.random.RandomState(seed)
     counts = np.bincount(labels, minlength=len(classes))
-    short = ", ".join(f"{classes[c]!r} ({counts[c]})" for c in np.flatnonzero(counts < samples_per_class))
-    if short: raise ValueError(f"{samples_per_class} samples per class are asked for, but there are fewer of {short}")
-    return torch.from_numpy(np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:samples_per_class] for c in range(len(classes))]))
+    short = ", ".join(
+        f"{classes[c]!r} ({counts[c]})" for c in np.flatnonzero(counts < samples_per_class)
+    )
+    if short:
+        raise ValueError(
+            f"{samples_per_class} samples per class are asked for, but there are fewer of {short}"
+        )
+    return torch.from_numpy(
+        np.concatenate(
+            [
+                rng.permutation(np.flatnonzero(labels == c))[:samples_per_class]
+                for c in range(len(classes))
+            ]
+        )
+    )
 
 # %% ../nbs/00_data.ipynb #44d452d1
-def class_tables(labels, # int64 [n]
-                 n_classes # int
-                ): # order [n], start [n_classes], count [n_classes], all int64
+def class_tables(
+    labels,  # int64 [n]
+    n_classes,  # int
+):  # order [n], start [n_classes], count [n_classes], all int64
     "Sort the images by class: order[start[c] : start[c]+count[c]] are those of class c."
-    count = torch.zeros(n_classes, dtype=torch.int64, device=labels.device).scatter_add_(0, labels, torch.ones_like(labels))
+    count = torch.zeros(n_classes, dtype=torch.int64, device=labels.device).scatter_add_(
+        0, labels, torch.ones_like(labels)
+    )
     return labels.argsort(stable=True), count.cumsum(0) - count, count
 
-def same_class_indices(labels, # int64 [B]: the classes wanted
-                       n_images, # int: how many of each
-                       tables, # from `class_tables`, on the device of `labels`
-                       generator=None # torch.Generator, on any device
-                      ): # int64 [B,n_images]: positions in the set that the tables describe
+
+def same_class_indices(
+    labels,  # int64 [B]: the classes wanted
+    n_images,  # int: how many of each
+    tables,  # from `class_tables`, on the device of `labels`
+    generator=None,  # torch.Generator, on any device
+):  # int64 [B,n_images]: positions in the set that the tables describe
     "For each label, images of its class, uniformly and with replacement."
     order, start, count = tables
-    u = torch.rand(len(labels), n_images, generator=generator, device=labels.device if generator is None else generator.device).to(labels.device)
+    u = torch.rand(
+        len(labels),
+        n_images,
+        generator=generator,
+        device=labels.device if generator is None else generator.device,
+    ).to(labels.device)
     start, count = start[labels][:, None], count[labels][:, None]
     return order[start + (u * count).long().minimum(count - 1)]
 
 # %% ../nbs/00_data.ipynb #72dc75c9
 class ImageSet:
     "A few labelled images, resident as tensors on one device."
-    def __init__(self,
-                 images, # uint8 [n,C,H,W], n at least 1
-                 labels, # int64 [n], 0…len(classes)−1, on the same device
-                 classes # list of str, a name per label; a class may be without images
-                ):
+
+    def __init__(
+        self,
+        images,  # uint8 [n,C,H,W], n at least 1
+        labels,  # int64 [n], 0…len(classes)−1, on the same device
+        classes,  # list of str, a name per label; a class may be without images
+    ):
         _check_arrays(images, labels, classes)
         self.images, self.labels, self.classes, self._tables = images, labels, list(classes), None
 
-    def __len__(self): return len(self.images)
+    def __len__(self):
+        return len(self.images)
 
     @property
-    def device(self): return self.images.device
+    def device(self):
+        return self.images.device
 
     def to(self, device):
         "The same set on another device."
@@ -186,99 +291,157 @@ class ImageSet:
         "A subset by slice, position, list of positions, index tensor or boolean mask; the classes stay."
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.device)
-            if index.ndim == 0: index = index[None]
+            if index.ndim == 0:
+                index = index[None]
         return ImageSet(self.images[index], self.labels[index], self.classes)
 
-    def few_shot(self,
-                 samples_per_class, # how many of each class
-                 seed # int from 0: which ones
-                ): # `ImageSet`
+    def few_shot(
+        self,
+        samples_per_class,  # how many of each class
+        seed,  # int from 0: which ones
+    ):  # `ImageSet`
         "A balanced subset, drawn by `few_shot_indices`."
         return self[few_shot_indices(self.labels, samples_per_class, seed, self.classes)]
 
-    def same_class(self,
-                   labels, # int64 [B]
-                   n_images, # int
-                   generator=None # torch.Generator
-                  ): # int64 [B,n_images]: positions in this set
+    def same_class(
+        self,
+        labels,  # int64 [B]
+        n_images,  # int
+        generator=None,  # torch.Generator
+    ):  # int64 [B,n_images]: positions in this set
         "For each label, images of its class, uniformly and with replacement; see `same_class_indices`."
         labels = labels.to(self.device)
         if self._tables is None:
             self._tables = class_tables(self.labels, len(self.classes))
-            self._empty = [c for c, k in zip(self.classes, self._tables[2].tolist(), strict=True) if k == 0]
-        if self._empty and not self._tables[2][labels].all(): raise ValueError(f"a class without images is asked for; without are {', '.join(map(repr, self._empty))}")
+            self._empty = [
+                c for c, k in zip(self.classes, self._tables[2].tolist(), strict=True) if k == 0
+            ]
+        if self._empty and not self._tables[2][labels].all():
+            raise ValueError(
+                f"a class without images is asked for; without are {', '.join(map(repr, self._empty))}"
+            )
         return same_class_indices(labels, n_images, self._tables, generator)
 
     def digest(self):
         "Hex digest of the content: equal exactly if shape, pixels, labels and class names are."
         h = hashlib.sha256(repr((list(self.images.shape), self.classes)).encode())
-        h.update(self.images.cpu().contiguous().numpy()); h.update(self.labels.cpu().contiguous().numpy())
+        h.update(self.images.cpu().contiguous().numpy())
+        h.update(self.labels.cpu().contiguous().numpy())
         return h.hexdigest()
 
     def __repr__(self):
         counts = torch.bincount(self.labels.cpu(), minlength=len(self.classes))
         lo, hi = int(counts.min()), int(counts.max())
         names = ", ".join(self.classes[:10]) + (", …" if len(self.classes) > 10 else "")
-        return (f"ImageSet of {len(self)} images {'×'.join(map(str, self.images.shape[1:]))} on {self.device}: "
-                f"{len(self.classes)} classes of {lo if lo == hi else f'{lo} to {hi}'} ({names})")
+        return (
+            f"ImageSet of {len(self)} images {'×'.join(map(str, self.images.shape[1:]))} on {self.device}: "
+            f"{len(self.classes)} classes of {lo if lo == hi else f'{lo} to {hi}'} ({names})"
+        )
 
     def _repr_jpeg_(self):
         "A picture for notebooks: the first images of the first classes."
-        if self.images.shape[1] not in (1, 3): return None
+        if self.images.shape[1] not in (1, 3):
+            return None
         from matplotlib.figure import Figure
+
         labels = self.labels.cpu()
-        firsts = [f for c in range(len(self.classes)) if len(f := (labels == c).nonzero().flatten()[:8])][:10]
+        firsts = [
+            f for c in range(len(self.classes)) if len(f := (labels == c).nonzero().flatten()[:8])
+        ][:10]
         sheet = self.images.new_full((len(firsts), 8, *self.images.shape[1:]), 255)
-        for row, first in zip(sheet, firsts, strict=True): row[:len(first)] = self.images[first.to(self.device)]
-        figure = Figure(figsize=(4, .45 * len(firsts) + .3), dpi=80)
+        for row, first in zip(sheet, firsts, strict=True):
+            row[: len(first)] = self.images[first.to(self.device)]
+        figure = Figure(figsize=(4, 0.45 * len(firsts) + 0.3), dpi=80)
         ax = figure.add_subplot()
-        show_images(sheet.flatten(0, 1), columns=8, rows=[self.classes[int(labels[f[0]])] for f in firsts], ax=ax)
-        ax.set_title(f"{len(self)} images {'×'.join(map(str, self.images.shape[1:]))}, {len(self.classes)} classes", fontsize=8)
-        figure.savefig(file := io.BytesIO(), format="jpeg", bbox_inches="tight", pil_kwargs=dict(quality=90))
+        show_images(
+            sheet.flatten(0, 1),
+            columns=8,
+            rows=[self.classes[int(labels[f[0]])] for f in firsts],
+            ax=ax,
+        )
+        ax.set_title(
+            f"{len(self)} images {'×'.join(map(str, self.images.shape[1:]))}, {len(self.classes)} classes",
+            fontsize=8,
+        )
+        figure.savefig(
+            file := io.BytesIO(), format="jpeg", bbox_inches="tight", pil_kwargs=dict(quality=90)
+        )
         return file.getvalue()
 
 # %% ../nbs/00_data.ipynb #9dd563b1
-def photo_windows(height, # of the picture
-                  width, # of the picture
-                  split, # "train" or "test"
-                  n, # how many
-                  seed, # int
-                  window=64, # side of a window, pixels
-                  strips=4, # vertical strips: train, test, train, test
-                  gap=16 # pixels between one strip and the next
-                 ): # int array [n,2]: top and left
+def photo_windows(
+    height,  # of the picture
+    width,  # of the picture
+    split,  # "train" or "test"
+    n,  # how many
+    seed,  # int
+    window=64,  # side of a window, pixels
+    strips=4,  # vertical strips: train, test, train, test
+    gap=16,  # pixels between one strip and the next
+):  # int array [n,2]: top and left
     "Where patches are cut: every window lies in one strip, and every second strip belongs to the other split."
-    if split not in ("train", "test"): raise ValueError(f"photos has the splits train and test, not {split!r}")
+    if split not in ("train", "test"):
+        raise ValueError(f"photos has the splits train and test, not {split!r}")
     rng = np.random.RandomState(seed)
     left = np.arange(("train", "test").index(split), strips, 2) * (width // strips) + gap // 2
-    return np.stack([rng.randint(0, height - window + 1, n), rng.choice(left, n) + rng.randint(0, width // strips - gap - window + 1, n)], 1)
+    return np.stack(
+        [
+            rng.randint(0, height - window + 1, n),
+            rng.choice(left, n) + rng.randint(0, width // strips - gap - window + 1, n),
+        ],
+        1,
+    )
 
 # %% ../nbs/00_data.ipynb #f84f7654
-def photos(split="train", # "train" or "test"
-           size=32, # side of the patches, pixels; above 64 they are enlarged
-           n=100 # patches per class
-          ): # `ImageSet` of ten classes
+def photos(
+    split="train",  # "train" or "test"
+    size=32,  # side of the patches, pixels; above 64 they are enlarged
+    n=100,  # patches per class
+):  # `ImageSet` of ten classes
     "Patches of ten pictures; training and test patches come from different strips of each."
     patches = []
     for i, name in enumerate(PHOTOS):
         windows = photo(name).unfold(1, 64, 1).unfold(2, 64, 1)
-        candidates = (windows[:, y, x] for y, x in photo_windows(*(s + 63 for s in windows.shape[1:3]), split, 10 * n, i).tolist())
-        patches += [p for _, p in zip(range(n), (c for c in candidates if c.float().mean(0).std() >= 12), strict=False)]
-    return ImageSet(fit_square(torch.stack(patches), size), torch.arange(len(PHOTOS)).repeat_interleave(n), list(PHOTOS))
+        candidates = (
+            windows[:, y, x]
+            for y, x in photo_windows(
+                *(s + 63 for s in windows.shape[1:3]), split, 10 * n, i
+            ).tolist()
+        )
+        patches += [
+            p
+            for _, p in zip(
+                range(n), (c for c in candidates if c.float().mean(0).std() >= 12), strict=False
+            )
+        ]
+    return ImageSet(
+        fit_square(torch.stack(patches), size),
+        torch.arange(len(PHOTOS)).repeat_interleave(n),
+        list(PHOTOS),
+    )
 
 # %% ../nbs/00_data.ipynb #32b7e922
-def crop_flip(images, # [B,C,H,W], uint8 or float
-              segments=None, # integer label maps [B,H,W] that move with the images
-              padding=None, # pixels of reflection on each side; None: H // 8
-              generator=None, # torch.Generator, on any device
-              flip=.5 # probability of a horizontal flip
-             ): # images, or (images, segments) where segments are given
+def crop_flip(
+    images,  # [B,C,H,W], uint8 or float
+    segments=None,  # integer label maps [B,H,W] that move with the images
+    padding=None,  # pixels of reflection on each side; None: H // 8
+    generator=None,  # torch.Generator, on any device
+    flip=0.5,  # probability of a horizontal flip
+):  # images, or (images, segments) where segments are given
     "Reflect-padded random crop and horizontal flip, drawn per sample; image and label map move together."
     b, c, h, w = images.shape
     padding = h // 8 if padding is None else padding
-    if not 0 <= padding < min(h, w): raise ValueError(f"padding {padding} does not reflect in an image of {h}×{w}: it goes from 0 to {min(h, w) - 1}")
-    if segments is not None and segments.shape != (b, h, w): raise ValueError(f"label maps {list(segments.shape)} do not lie on images {list(images.shape)}: they must be {[b, h, w]}")
-    draw = dict(generator=generator, device=images.device if generator is None else generator.device)
+    if not 0 <= padding < min(h, w):
+        raise ValueError(
+            f"padding {padding} does not reflect in an image of {h}×{w}: it goes from 0 to {min(h, w) - 1}"
+        )
+    if segments is not None and segments.shape != (b, h, w):
+        raise ValueError(
+            f"label maps {list(segments.shape)} do not lie on images {list(images.shape)}: they must be {[b, h, w]}"
+        )
+    draw = dict(
+        generator=generator, device=images.device if generator is None else generator.device
+    )
     dy, dx = torch.randint(-padding, padding + 1, (2, b, 1), **draw).to(images.device)
     flipped = (torch.rand(b, 1, **draw) < flip).to(images.device)
     ys, xs = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
@@ -286,224 +449,446 @@ def crop_flip(images, # [B,C,H,W], uint8 or float
     xs = torch.where(flipped, w - 1 - xs, xs)
     source = (reflect(ys + dy, h)[:, :, None] * w + reflect(xs + dx, w)[:, None, :]).flatten(1)
     moved = images.flatten(2).gather(2, source[:, None].expand(-1, c, -1)).view(b, c, h, w)
-    return moved if segments is None else (moved, segments.flatten(1).gather(1, source).view(b, h, w))
+    return (
+        moved if segments is None else (moved, segments.flatten(1).gather(1, source).view(b, h, w))
+    )
 
 # %% ../nbs/00_data.ipynb #13b71766
 def _entries(path, folders):
     "Folders or files in a folder, sorted; hidden ones do not count."
-    return sorted(p for p in path.iterdir() if p.is_dir() == folders and not p.name.startswith(".") and p.name.lower() not in ("thumbs.db", "desktop.ini"))
+    return sorted(
+        p
+        for p in path.iterdir()
+        if p.is_dir() == folders
+        and not p.name.startswith(".")
+        and p.name.lower() not in ("thumbs.db", "desktop.ini")
+    )
+
 
 def _class_files(path):
     "Pictures of each class folder: a dict from name to list of files."
     classes = {d.name: _entries(d, False) for d in _entries(path, True)}
-    if not classes: raise ValueError(f"{path} has no class folders; expected a folder of pictures for each class")
+    if not classes:
+        raise ValueError(
+            f"{path} has no class folders; expected a folder of pictures for each class"
+        )
     for name, files in classes.items():
-        for deeper in _entries(path / name, True): raise ValueError(f"{deeper} is a folder inside a class folder; pictures lie directly in the folder of their class")
-        if not files: raise ValueError(f"class folder {path / name} has no pictures")
+        for deeper in _entries(path / name, True):
+            raise ValueError(
+                f"{deeper} is a folder inside a class folder; pictures lie directly in the folder of their class"
+            )
+        if not files:
+            raise ValueError(f"class folder {path / name} has no pictures")
     return classes
+
 
 def _shorter_side(path):
     from PIL import Image
+
     try:
-        with Image.open(path) as im: return min(im.size)
-    except Exception as e: raise ValueError(f"cannot read {path} as a picture: {e}") from e
+        with Image.open(path) as im:
+            return min(im.size)
+    except Exception as e:
+        raise ValueError(f"cannot read {path} as a picture: {e}") from e
 
 # %% ../nbs/00_data.ipynb #af421341
-def read_folder(path, # folder of class folders, or of train/ and val/ or test/ with class folders in them
-                split="train", # "train", "test" or "val"; test is val/ where there is no test/
-                size=None # side of the images; None: shorter side of the smallest picture, down to a multiple of 8, from 16 to 96
-               ): # `ImageSet`, classes as in train/
+def read_folder(
+    path,  # folder of class folders, or of train/ and val/ or test/ with class folders in them
+    split="train",  # "train", "test" or "val"; test is val/ where there is no test/
+    size=None,  # side of the images; None: shorter side of the smallest picture, down to a multiple of 8, from 16 to 96
+):  # `ImageSet`, classes as in train/
     "Read an image set from class folders; what cannot be read is named."
     path = Path(path)
-    if not path.is_dir(): raise ValueError(f"{path} is not a folder")
-    folders = {s: path / s for s in ("train", "val", "test") if (path / s).is_dir() and _entries(path / s, True)} or {"train": path}
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder")
+    folders = {
+        s: path / s
+        for s in ("train", "val", "test")
+        if (path / s).is_dir() and _entries(path / s, True)
+    } or {"train": path}
     splits = {s: _class_files(folder) for s, folder in folders.items()}
     wanted = "val" if split == "test" and "test" not in splits else split
-    if wanted not in splits: raise ValueError(f"{path} has no {split} pictures, only {' and '.join(splits)}; they belong in class folders under {path / split}")
+    if wanted not in splits:
+        raise ValueError(
+            f"{path} has no {split} pictures, only {' and '.join(splits)}; they belong in class folders under {path / split}"
+        )
     classes = list(splits.get("train", splits[wanted]))
-    if len(classes) < 2: raise ValueError(f"{path} holds a single class ({classes[0]}); telling classes apart takes two")
+    if len(classes) < 2:
+        raise ValueError(
+            f"{path} holds a single class ({classes[0]}); telling classes apart takes two"
+        )
     for c in splits[wanted]:
-        if c not in classes: raise ValueError(f"class {c!r} is in {folders[wanted]} but not in {folders['train']}")
+        if c not in classes:
+            raise ValueError(f"class {c!r} is in {folders[wanted]} but not in {folders['train']}")
     files = [(f, classes.index(c)) for c, fs in splits[wanted].items() for f in fs]
     with ThreadPoolExecutor() as pool:
-        if size is None: size = min(max(min(pool.map(_shorter_side, [f for s in splits.values() for fs in s.values() for f in fs])) // 8 * 8, 16), 96)
+        if size is None:
+            size = min(
+                max(
+                    min(
+                        pool.map(
+                            _shorter_side,
+                            [f for s in splits.values() for fs in s.values() for f in fs],
+                        )
+                    )
+                    // 8
+                    * 8,
+                    16,
+                ),
+                96,
+            )
         images = torch.stack(list(pool.map(lambda f: read_picture(f[0], size), files)))
     return ImageSet(images, torch.tensor([c for _, c in files]), classes)
 
 # %% ../nbs/00_data.ipynb #2bd48423
 def _npz_arrays(path, keys=None):
     "Arrays of an npz file as a dict; pickles are not opened."
-    if not zipfile.is_zipfile(path): raise ValueError(f"{path} is not an npz file, or not a whole one")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an npz file, or not a whole one")
     try:
-        with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files if keys is None or k in keys}
+        with np.load(path, allow_pickle=False) as f:
+            return {k: f[k] for k in f.files if keys is None or k in keys}
     except Exception as e:
-        if "allow_pickle" not in str(e): raise ValueError(f"{path} is not an npz file, or not a whole one ({e})") from e
-    raise ValueError(f"{path} holds an object array, which is a pickle and could run code: it is not opened; store images as uint8, labels as integers, classes as np.array(names, dtype=str)")
+        if "allow_pickle" not in str(e):
+            raise ValueError(f"{path} is not an npz file, or not a whole one ({e})") from e
+    raise ValueError(
+        f"{path} holds an object array, which is a pickle and could run code: it is not opened; store images as uint8, labels as integers, classes as np.array(names, dtype=str)"
+    )
+
 
 def _npz_images(a, path):
     "Images of an npz file as a uint8 tensor [n,C,H,W]."
     if a.dtype.kind == "f":
         bad = np.argwhere(~np.isfinite(a))
-        if len(bad): raise ValueError(f"{path}: image {bad[0][0]} has pixels that are NaN or infinite")
-    if a.dtype != np.uint8: raise ValueError(f"{path}: images are {a.dtype}; store them as uint8 0…255, from values 0…1 by (images * 255).round().astype('uint8')")
-    if a.ndim == 3: a = a[..., None]
-    if a.ndim != 4: raise ValueError(f"{path}: images have shape {list(a.shape)}; expected [n,H,W,3], [n,H,W] or [n,C,H,W]")
-    if a.shape[-1] in (1, 3): a = a.transpose(0, 3, 1, 2)
-    elif a.shape[1] > 16: raise ValueError(f"{path}: images have shape {list(a.shape)}, where neither the last axis (1 or 3) nor the second (up to 16) can be the channels")
+        if len(bad):
+            raise ValueError(f"{path}: image {bad[0][0]} has pixels that are NaN or infinite")
+    if a.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: images are {a.dtype}; store them as uint8 0…255, from values 0…1 by (images * 255).round().astype('uint8')"
+        )
+    if a.ndim == 3:
+        a = a[..., None]
+    if a.ndim != 4:
+        raise ValueError(
+            f"{path}: images have shape {list(a.shape)}; expected [n,H,W,3], [n,H,W] or [n,C,H,W]"
+        )
+    if a.shape[-1] in (1, 3):
+        a = a.transpose(0, 3, 1, 2)
+    elif a.shape[1] > 16:
+        raise ValueError(
+            f"{path}: images have shape {list(a.shape)}, where neither the last axis (1 or 3) nor the second (up to 16) can be the channels"
+        )
     return torch.from_numpy(np.ascontiguousarray(a))
 
 # %% ../nbs/00_data.ipynb #ba9be77d
-def read_npz(path, # npz file with images and labels, perhaps classes, perhaps keep or *_keep
-             classes=None # list of str that the file must agree with; None: the file's own, or "0", "1", … up to its largest label
-            ): # `ImageSet`
+def read_npz(
+    path,  # npz file with images and labels, perhaps classes, perhaps keep or *_keep
+    classes=None,  # list of str that the file must agree with; None: the file's own, or "0", "1", … up to its largest label
+):  # `ImageSet`
     "Read an image set from an npz file; where there is a keep-mask, only the images it keeps."
     a = _npz_arrays(path)
     missing = [k for k in ("images", "labels") if k not in a]
-    if missing: raise ValueError(f"{path} has no {' and no '.join(missing)}; its keys are {', '.join(sorted(a))}")
+    if missing:
+        raise ValueError(
+            f"{path} has no {' and no '.join(missing)}; its keys are {', '.join(sorted(a))}"
+        )
     images, labels = _npz_images(a["images"], path), a["labels"]
-    if labels.dtype.kind not in "iu": raise ValueError(f"{path}: labels are {labels.dtype}; store them as integers")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"{path}: labels are {labels.dtype}; store them as integers")
     names = _npz_classes(a, path)
-    if classes is not None and "classes" in a and names != classes: raise ValueError(f"{path} has other classes than its train.npz: {', '.join(names[:5])} … instead of {', '.join(classes[:5])} …")
+    if classes is not None and "classes" in a and names != classes:
+        raise ValueError(
+            f"{path} has other classes than its train.npz: {', '.join(names[:5])} … instead of {', '.join(classes[:5])} …"
+        )
     classes = classes or names
-    if len(classes) < 2: raise ValueError(f"{path} holds a single class ({', '.join(classes)}); telling classes apart takes two")
-    try: data = ImageSet(images, torch.from_numpy(labels.astype(np.int64)), classes)
-    except ValueError as e: raise ValueError(f"{path}: {e}") from None
+    if len(classes) < 2:
+        raise ValueError(
+            f"{path} holds a single class ({', '.join(classes)}); telling classes apart takes two"
+        )
+    try:
+        data = ImageSet(images, torch.from_numpy(labels.astype(np.int64)), classes)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
     masks = [k for k in a if k == "keep" or k.endswith("_keep")]
-    if len(masks) > 1: raise ValueError(f"{path} has more than one keep-mask: {', '.join(masks)}; leave one")
+    if len(masks) > 1:
+        raise ValueError(f"{path} has more than one keep-mask: {', '.join(masks)}; leave one")
     for k in masks:
-        if a[k].dtype != bool or a[k].shape != (len(images),): raise ValueError(f"{path}: {k} must be bool of shape [{len(images)}], got {a[k].dtype} {list(a[k].shape)}")
-        if not a[k].any(): raise ValueError(f"{path}: {k} keeps no image")
+        if a[k].dtype != bool or a[k].shape != (len(images),):
+            raise ValueError(
+                f"{path}: {k} must be bool of shape [{len(images)}], got {a[k].dtype} {list(a[k].shape)}"
+            )
+        if not a[k].any():
+            raise ValueError(f"{path}: {k} keeps no image")
         data = data[torch.from_numpy(a[k])]
     return data
 
+
 def _npz_classes(a, path):
     "Class names of the arrays of an npz file."
-    if "classes" not in a: return [str(c) for c in range(int(a["labels"].max(initial=-1)) + 1)]
-    if a["classes"].dtype.kind != "U" or a["classes"].ndim != 1: raise ValueError(f"{path}: classes must be np.array(names, dtype=str), got {a['classes'].dtype} {list(a['classes'].shape)}")
+    if "classes" not in a:
+        return [str(c) for c in range(int(a["labels"].max(initial=-1)) + 1)]
+    if a["classes"].dtype.kind != "U" or a["classes"].ndim != 1:
+        raise ValueError(
+            f"{path}: classes must be np.array(names, dtype=str), got {a['classes'].dtype} {list(a['classes'].shape)}"
+        )
     return a["classes"].tolist()
 
 # %% ../nbs/00_data.ipynb #f819e79e
-PUBLISHED = dict(cifar10=("CIFAR10", "163 MB"), cifar100=("CIFAR100", "161 MB"), stl10=("STL10", "2.5 GB"))
+PUBLISHED = dict(
+    cifar10=("CIFAR10", "163 MB"), cifar100=("CIFAR100", "161 MB"), stl10=("STL10", "2.5 GB")
+)
+
 
 def _fetch(name, url, root, target, download):
     "Run `download(folder)` in a folder beside the final one, and move `target` to `root` when it is whole."
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as beside:
-        try: download(beside)
-        except (OSError, RuntimeError) as e: raise ConnectionError(f"could not fetch {name} from {url} to {root}: {e}") from e
-        try: os.replace(Path(beside) / target, root / target)
+        try:
+            download(beside)
+        except (OSError, RuntimeError) as e:
+            raise ConnectionError(f"could not fetch {name} from {url} to {root}: {e}") from e
+        try:
+            os.replace(Path(beside) / target, root / target)
         except OSError:
-            if not (root / target).exists(): raise
+            if not (root / target).exists():
+                raise
 
-def read_torchvision(name, # "cifar10", "cifar100" or "stl10"
-                     root, # folder that holds the data sets
-                     split="train", # "train" or "test"
-                     download=False # fetch it where it is missing
-                    ): # `ImageSet`
+
+def read_torchvision(
+    name,  # "cifar10", "cifar100" or "stl10"
+    root,  # folder that holds the data sets
+    split="train",  # "train" or "test"
+    download=False,  # fetch it where it is missing
+):  # `ImageSet`
     "A data set through torchvision, which holds its files to their published checksums."
     from torchvision import datasets
+
     root, (reader, size) = Path(root), PUBLISHED[name]
     reader = getattr(datasets, reader)
     which = dict(split=split) if name == "stl10" else dict(train=split == "train")
     place = root / reader.base_folder
-    if download and not place.exists(): _fetch(name, reader.url, root, reader.base_folder, lambda beside: reader(beside, **which, download=True))
+    if download and not place.exists():
+        _fetch(
+            name,
+            reader.url,
+            root,
+            reader.base_folder,
+            lambda beside: reader(beside, **which, download=True),
+        )
     if not place.exists():
-        arrays = f"; the arrays in {root / name} are read by 'npz:{name}'" if (root / name / "train.npz").exists() else ""
-        raise FileNotFoundError(f"{name} is not at {place}; load_images({name!r}, download=True) fetches it there, {size} from {reader.url}{arrays}")
-    try: data = reader(root, **which)
-    except RuntimeError as e: raise ValueError(f"{place} lacks files or has others than those published (their checksums say); delete it and call load_images({name!r}, download=True)") from e
-    images, labels = (data.data, data.labels) if name == "stl10" else (data.data.transpose(0, 3, 1, 2), data.targets)
-    return ImageSet(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.array(labels, dtype=np.int64)), list(data.classes))
+        arrays = (
+            f"; the arrays in {root / name} are read by 'npz:{name}'"
+            if (root / name / "train.npz").exists()
+            else ""
+        )
+        raise FileNotFoundError(
+            f"{name} is not at {place}; load_images({name!r}, download=True) fetches it there, {size} from {reader.url}{arrays}"
+        )
+    try:
+        data = reader(root, **which)
+    except RuntimeError as e:
+        raise ValueError(
+            f"{place} lacks files or has others than those published (their checksums say); delete it and call load_images({name!r}, download=True)"
+        ) from e
+    images, labels = (
+        (data.data, data.labels)
+        if name == "stl10"
+        else (data.data.transpose(0, 3, 1, 2), data.targets)
+    )
+    return ImageSet(
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(np.array(labels, dtype=np.int64)),
+        list(data.classes),
+    )
 
 # %% ../nbs/00_data.ipynb #121d8e0b
 class ArrayUnpickler(pickle.Unpickler):
     "Opens pickles of plain containers, numbers, text and numpy arrays; whatever else one asks for is refused."
+
     allowed = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-    allowed |= {(f"numpy.{core}.{module}", name) for core in ("core", "_core") for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))}
-    allowed |= {(module, name) for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "bytearray", "bytes", "complex")}
+    allowed |= {
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        )
+    }
+    allowed |= {
+        (module, name)
+        for module in ("builtins", "__builtin__")
+        for name in ("set", "frozenset", "bytearray", "bytes", "complex")
+    }
 
     def find_class(self, module, name):
-        if (module, name) not in self.allowed: raise pickle.UnpicklingError(f"{module}.{name} is not what an array is made of")
-        return super().find_class(module.replace("numpy.core", "numpy._core") if hasattr(np, "_core") else module, name)
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is not what an array is made of")
+        return super().find_class(
+            module.replace("numpy.core", "numpy._core") if hasattr(np, "_core") else module, name
+        )
 
 # %% ../nbs/00_data.ipynb #573dde21
 CIFAIR = dict(
-    cifair10=dict(folder="ciFAIR-10", url="https://github.com/cvjena/cifair/releases/download/v1.0/ciFAIR-10.zip", md5="ca08fd390f0839693d3fc45c4e49585f",
-                  test=("test_batch", "01290e6b622a1977a000eff13650aca2"), labels="labels"),
-    cifair100=dict(folder="ciFAIR-100", url="https://github.com/cvjena/cifair/releases/download/v1.0/ciFAIR-100.zip", md5="ddc236ab4b12eeb8b20b952614861a33",
-                   test=("test", "8130dae8d6fc6a436437f0ebdb801df1"), labels="fine_labels"))
+    cifair10=dict(
+        folder="ciFAIR-10",
+        url="https://github.com/cvjena/cifair/releases/download/v1.0/ciFAIR-10.zip",
+        md5="ca08fd390f0839693d3fc45c4e49585f",
+        test=("test_batch", "01290e6b622a1977a000eff13650aca2"),
+        labels="labels",
+    ),
+    cifair100=dict(
+        folder="ciFAIR-100",
+        url="https://github.com/cvjena/cifair/releases/download/v1.0/ciFAIR-100.zip",
+        md5="ddc236ab4b12eeb8b20b952614861a33",
+        test=("test", "8130dae8d6fc6a436437f0ebdb801df1"),
+        labels="fine_labels",
+    ),
+)
 
-def _md5(file): return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
-def read_cifair(name, # "cifair10" or "cifair100"
-                root, # folder that holds the archive, ciFAIR-10.zip or ciFAIR-100.zip, or what was unpacked from it
-                split="train", # "train" or "test"
-                download=False # fetch it where it is missing
-               ): # `ImageSet`
+def _md5(file):
+    return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def read_cifair(
+    name,  # "cifair10" or "cifair100"
+    root,  # folder that holds the archive, ciFAIR-10.zip or ciFAIR-100.zip, or what was unpacked from it
+    split="train",  # "train" or "test"
+    download=False,  # fetch it where it is missing
+):  # `ImageSet`
     "ciFAIR: CIFAR's training images, and its test images without near-duplicates of them (Barz & Denzler 2020)."
     from torchvision import datasets
+
     info, root = CIFAIR[name], Path(root)
     cifar = getattr(datasets, PUBLISHED[name.replace("cifair", "cifar")][0])
-    if split == "train" and (root / cifar.base_folder).exists(): return read_torchvision(name.replace("cifair", "cifar"), root, split)
+    if split == "train" and (root / cifar.base_folder).exists():
+        return read_torchvision(name.replace("cifair", "cifar"), root, split)
     folder, archive = root / info["folder"], root / f"{info['folder']}.zip"
     if download and not folder.exists() and not archive.exists():
-        _fetch(name, info["url"], root, archive.name, lambda beside: datasets.utils.download_url(info["url"], beside, archive.name, info["md5"]))
+        _fetch(
+            name,
+            info["url"],
+            root,
+            archive.name,
+            lambda beside: datasets.utils.download_url(
+                info["url"], beside, archive.name, info["md5"]
+            ),
+        )
     if not folder.exists():
-        if not archive.exists(): raise FileNotFoundError(f"{name} is not at {archive}; load_images({name!r}, download=True) fetches it there, about 160 MB from {info['url']}")
+        if not archive.exists():
+            raise FileNotFoundError(
+                f"{name} is not at {archive}; load_images({name!r}, download=True) fetches it there, about 160 MB from {info['url']}"
+            )
         with open(archive, "rb") as f:
-            if _md5(f) != info["md5"]: raise ValueError(f"{archive} does not have the published MD5 {info['md5']}: delete it and fetch it again")
+            if _md5(f) != info["md5"]:
+                raise ValueError(
+                    f"{archive} does not have the published MD5 {info['md5']}: delete it and fetch it again"
+                )
+
     def entry(member, md5):
         try:
-            if folder.exists(): data = (folder / member).read_bytes()
+            if folder.exists():
+                data = (folder / member).read_bytes()
             else:
-                with zipfile.ZipFile(archive) as z: data = z.read(f"{info['folder']}/{member}")
-        except (KeyError, FileNotFoundError): raise FileNotFoundError(f"{folder if folder.exists() else archive} has no {member}") from None
-        if _md5(io.BytesIO(data)) != md5: raise ValueError(f"{member} of {name} in {root} does not have the published MD5 {md5}: delete it and fetch it again")
+                with zipfile.ZipFile(archive) as z:
+                    data = z.read(f"{info['folder']}/{member}")
+        except (KeyError, FileNotFoundError):
+            raise FileNotFoundError(
+                f"{folder if folder.exists() else archive} has no {member}"
+            ) from None
+        if _md5(io.BytesIO(data)) != md5:
+            raise ValueError(
+                f"{member} of {name} in {root} does not have the published MD5 {md5}: delete it and fetch it again"
+            )
         return ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+
     batches = [entry(*b) for b in (cifar.train_list if split == "train" else [info["test"]])]
     classes = entry(cifar.meta["filename"], cifar.meta["md5"])[cifar.meta["key"]]
-    images = np.concatenate([np.asarray(b["data"], np.uint8).reshape(-1, 3, 32, 32) for b in batches])
-    return ImageSet(torch.from_numpy(images), torch.tensor([label for b in batches for label in b[info["labels"]]]), list(classes))
+    images = np.concatenate(
+        [np.asarray(b["data"], np.uint8).reshape(-1, 3, 32, 32) for b in batches]
+    )
+    return ImageSet(
+        torch.from_numpy(images),
+        torch.tensor([label for b in batches for label in b[info["labels"]]]),
+        list(classes),
+    )
 
 # %% ../nbs/00_data.ipynb #4dce3916
-NAMES = ["photos", "cifar10", "cifar100", "cifair10", "cifair100", "stl10", "folder:PATH", "npz:PATH"]
+NAMES = [
+    "photos",
+    "cifar10",
+    "cifar100",
+    "cifair10",
+    "cifair100",
+    "stl10",
+    "folder:PATH",
+    "npz:PATH",
+]
 
-def data_root(root=None # None: $HYDRAMIX_DATA, else ~/.cache/hydramix
-             ): # Path
+
+def data_root(
+    root=None,  # None: $HYDRAMIX_DATA, else ~/.cache/hydramix
+):  # Path
     "Where data sets lie."
     return Path(root or os.environ.get("HYDRAMIX_DATA") or "~/.cache/hydramix").expanduser()
+
 
 def _npz_split(path, split):
     "The image set of a split from an npz file or a folder of them."
     if path.is_file():
-        if path.name == "train.npz" and split != "train": raise ValueError(f"{path} is asked for {split} images; give its folder, and {split}.npz in it is read")
+        if path.name == "train.npz" and split != "train":
+            raise ValueError(
+                f"{path} is asked for {split} images; give its folder, and {split}.npz in it is read"
+            )
         return read_npz(path)
-    there = [path / f"{s}.npz" for s in ([split, "val"] if split == "test" else [split]) if (path / f"{s}.npz").exists()]
-    if not there: raise FileNotFoundError(f"{path} has no {split}.npz")
+    there = [
+        path / f"{s}.npz"
+        for s in ([split, "val"] if split == "test" else [split])
+        if (path / f"{s}.npz").exists()
+    ]
+    if not there:
+        raise FileNotFoundError(f"{path} has no {split}.npz")
     train = path / "train.npz"
-    if split == "train" or not train.exists(): return read_npz(there[0])
+    if split == "train" or not train.exists():
+        return read_npz(there[0])
     names = _npz_arrays(train, ("classes", "labels"))
-    if not names: raise ValueError(f"{train} has no labels")
+    if not names:
+        raise ValueError(f"{train} has no labels")
     return read_npz(there[0], _npz_classes(names, train))
 
-def load_images(name, # one of `NAMES`
-                split="train", # "train" or "test"; "val" where there is one
-                root=None, # folder that holds the data sets; None: see `data_root`
-                download=False, # fetch a published set that is missing
-                size=None # side of the images; None: the data's own, for pictures in folders as `read_folder` says
-               ): # `ImageSet` on the CPU
+
+def load_images(
+    name,  # one of `NAMES`
+    split="train",  # "train" or "test"; "val" where there is one
+    root=None,  # folder that holds the data sets; None: see `data_root`
+    download=False,  # fetch a published set that is missing
+    size=None,  # side of the images; None: the data's own, for pictures in folders as `read_folder` says
+):  # `ImageSet` on the CPU
     "A data set by its name."
     root, (kind, _, path) = data_root(root), name.partition(":")
-    if f"{kind}:PATH" not in NAMES and name not in NAMES: raise ValueError(f"unknown data set {name!r}; there are {', '.join(NAMES)}")
-    if split not in ("train", "test", "val"): raise ValueError(f"split must be train, test or val, not {split!r}")
+    if f"{kind}:PATH" not in NAMES and name not in NAMES:
+        raise ValueError(f"unknown data set {name!r}; there are {', '.join(NAMES)}")
+    if split not in ("train", "test", "val"):
+        raise ValueError(f"split must be train, test or val, not {split!r}")
     if kind in ("folder", "npz"):
-        if path in ("", "PATH"): raise ValueError(f"{name!r} needs a path: {kind}:/where/it/lies")
+        if path in ("", "PATH"):
+            raise ValueError(f"{name!r} needs a path: {kind}:/where/it/lies")
         tried = [Path(path).expanduser(), root / path]
         path = next((p for p in tried if p.exists()), None)
-        if path is None: raise FileNotFoundError(f"{name}: nothing at {' or at '.join(dict.fromkeys(str(p.absolute()) for p in tried))}")
-        if kind == "folder": return read_folder(path, split, size)
+        if path is None:
+            raise FileNotFoundError(
+                f"{name}: nothing at {' or at '.join(dict.fromkeys(str(p.absolute()) for p in tried))}"
+            )
+        if kind == "folder":
+            return read_folder(path, split, size)
         data = _npz_split(path, split)
-    elif split == "val": raise ValueError(f"{name} has the splits train and test, not val")
-    elif kind == "photos": return photos(split, size or 32)
-    else: data = (read_cifair if kind in CIFAIR else read_torchvision)(kind, root, split, download)
-    return data if size is None else ImageSet(fit_square(data.images, size), data.labels, data.classes)
+    elif split == "val":
+        raise ValueError(f"{name} has the splits train and test, not val")
+    elif kind == "photos":
+        return photos(split, size or 32)
+    else:
+        data = (read_cifair if kind in CIFAIR else read_torchvision)(kind, root, split, download)
+    return (
+        data if size is None else ImageSet(fit_square(data.images, size), data.labels, data.classes)
+    )

@@ -37,133 +37,217 @@ from .speed import free_memory
 from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/50_detection.ipynb #e259341a
-CUTOUTS = dict(face=("astronaut", 150, 15, 270, 200), cup=("coffee", 85, 10, 500, 385), cat=("cat", 130, 0, 390, 285), coin=("coins", 313, 153, 381, 223))
+CUTOUTS = dict(
+    face=("astronaut", 150, 15, 270, 200),
+    cup=("coffee", 85, 10, 500, 385),
+    cat=("cat", 130, 0, 390, 285),
+    coin=("coins", 313, 153, 381, 223),
+)
+
 
 def cutout(
-    name:str,   # of `CUTOUTS`
-    height:int, # pixels
-) -> tuple: # uint8 [3,height,width], and bool [height,width]: the ellipse along which it is cut
+    name: str,  # of `CUTOUTS`
+    height: int,  # pixels
+) -> tuple:  # uint8 [3,height,width], and bool [height,width]: the ellipse along which it is cut
     "A thing out of a photograph"
     picture, x1, y1, x2, y2 = CUTOUTS[name]
     size = height, round(height * (x2 - x1) / (y2 - y1))
-    thing = F.interpolate(photo(picture)[None, :, y1:y2, x1:x2].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
+    thing = (
+        F.interpolate(
+            photo(picture)[None, :, y1:y2, x1:x2].float(), size, mode="bilinear", antialias=True
+        )[0]
+        .round()
+        .clamp(0, 255)
+        .byte()
+    )
     y, x = (torch.linspace(-1, 1, n) for n in size)
-    return thing, y[:, None]**2 + x**2 <= 1
+    return thing, y[:, None] ** 2 + x**2 <= 1
 
 # %% ../nbs/50_detection.ipynb #c817382a
 def draw_scene(
-    names:list,  # of the things to put in, as far as there is room
-    split:str,   # "train" or "val": which half of the grounds' photographs
-    rng,         # np.random.RandomState
-    height:int,  # of the scene, pixels
-    width:int,   # of the scene, pixels
-) -> tuple: # uint8 [3,height,width], and [(name, [x1, y1, x2, y2]), …]
+    names: list,  # of the things to put in, as far as there is room
+    split: str,  # "train" or "val": which half of the grounds' photographs
+    rng,  # np.random.RandomState
+    height: int,  # of the scene, pixels
+    width: int,  # of the scene, pixels
+) -> tuple:  # uint8 [3,height,width], and [(name, [x1, y1, x2, y2]), …]
     "Things before a wall or on the ground, none hiding another"
     ground, boxes = photo(("brick", "grass", "gravel")[rng.randint(3)]), []
     top, left = rng.randint(512 - height), rng.randint(256 - width) + 256 * (split == "val")
-    scene = ground[:, top:top + height, left:left + width].clone()
+    scene = ground[:, top : top + height, left : left + width].clone()
     for name in names:
         thing, inside = cutout(name, rng.randint(36, 72))
-        if rng.rand() < .5: thing, inside = thing.flip(-1), inside.flip(-1)
+        if rng.rand() < 0.5:
+            thing, inside = thing.flip(-1), inside.flip(-1)
         h, w = inside.shape
-        for y, x in zip(rng.randint(height - h, size=20).tolist(), rng.randint(width - w, size=20).tolist(), strict=True):
+        for y, x in zip(
+            rng.randint(height - h, size=20).tolist(),
+            rng.randint(width - w, size=20).tolist(),
+            strict=True,
+        ):
             if all(x + w <= a or c <= x or y + h <= b or d <= y for _, (a, b, c, d) in boxes):
-                scene[:, y:y + h, x:x + w] = torch.where(inside, thing, scene[:, y:y + h, x:x + w])
+                scene[:, y : y + h, x : x + w] = torch.where(
+                    inside, thing, scene[:, y : y + h, x : x + w]
+                )
                 boxes.append((name, [x, y, x + w, y + h]))
                 break
     return scene, boxes
 
+
 def draw_heap(
-    scene:torch.Tensor, # uint8 [3,H,W], drawn into
-) -> list: # x1, y1, x2, y2
+    scene: torch.Tensor,  # uint8 [3,H,W], drawn into
+) -> list:  # x1, y1, x2, y2
     "Twelve small coins in the lower left corner"
     coin, inside = cutout("coin", 20)
     h, w = inside.shape
     bottom = scene.shape[-2]
     for i in range(12):
         y, x = bottom - h * (i // 4 + 1), i % 4 * w
-        scene[:, y:y + h, x:x + w] = torch.where(inside, coin, scene[:, y:y + h, x:x + w])
+        scene[:, y : y + h, x : x + w] = torch.where(inside, coin, scene[:, y : y + h, x : x + w])
     return [0, bottom - 3 * h, 4 * w, bottom]
 
 # %% ../nbs/50_detection.ipynb #8edb2543
 def write_cutouts(
-    folder,         # where to write; read by `read_coco`
-    n_train:int=12, # scenes to learn from
-    n_val:int=12,   # scenes to be judged on
-    seed:int=0,     # decides about all of them
-) -> Path: # the folder
+    folder,  # where to write; read by `read_coco`
+    n_train: int = 12,  # scenes to learn from
+    n_val: int = 12,  # scenes to be judged on
+    seed: int = 0,  # decides about all of them
+) -> Path:  # the folder
     "A small set in COCO's format, drawn with what comes with scikit-image"
     folder, names, ids = Path(folder).expanduser(), list(CUTOUTS), (1, 3, 7, 12)
-    if min(n_train, n_val) < 6: raise ValueError(f"n_train={n_train}, n_val={n_val}: 6 or more, for each class, a crowd and an empty scene")
+    if min(n_train, n_val) < 6:
+        raise ValueError(
+            f"n_train={n_train}, n_val={n_val}: 6 or more, for each class, a crowd and an empty scene"
+        )
     for split, n in (("train", n_train), ("val", n_val)):
         rng, images, annotations = np.random.RandomState([seed, split == "val"]), [], []
         for i in range(n):
             some = [] if i == n - 1 else [names[i % 4], *rng.choice(names, rng.randint(4)).tolist()]
-            scene, boxes = draw_scene(["face"] if i == n - 2 else some, split, rng, *((160, 120) if i % 3 == 1 else (120, 160)))
-            if i == n - 2: boxes = [("coin", draw_heap(scene))] + boxes
-            images.append(dict(id=100 + i, file_name=f"{i:04d}.png", height=scene.shape[1], width=scene.shape[2]))
+            scene, boxes = draw_scene(
+                ["face"] if i == n - 2 else some,
+                split,
+                rng,
+                *((160, 120) if i % 3 == 1 else (120, 160)),
+            )
+            if i == n - 2:
+                boxes = [("coin", draw_heap(scene))] + boxes
+            images.append(
+                dict(
+                    id=100 + i,
+                    file_name=f"{i:04d}.png",
+                    height=scene.shape[1],
+                    width=scene.shape[2],
+                )
+            )
             for j, (name, (x1, y1, x2, y2)) in enumerate(boxes):
-                annotations.append(dict(id=len(annotations) + 1, image_id=100 + i, category_id=ids[names.index(name)], iscrowd=int(i == n - 2 and j == 0),
-                                        bbox=[x1, y1, x2 - x1, y2 - y1], area=(x2 - x1) * (y2 - y1)))
+                annotations.append(
+                    dict(
+                        id=len(annotations) + 1,
+                        image_id=100 + i,
+                        category_id=ids[names.index(name)],
+                        iscrowd=int(i == n - 2 and j == 0),
+                        bbox=[x1, y1, x2 - x1, y2 - y1],
+                        area=(x2 - x1) * (y2 - y1),
+                    )
+                )
             write_png(folder / split / f"{i:04d}.png", scene)
-        write_json(folder / "annotations" / f"instances_{split}.json", dict(images=images, annotations=annotations, categories=[dict(id=i, name=c) for i, c in zip(ids, names, strict=True)]))
+        write_json(
+            folder / "annotations" / f"instances_{split}.json",
+            dict(
+                images=images,
+                annotations=annotations,
+                categories=[dict(id=i, name=c) for i, c in zip(ids, names, strict=True)],
+            ),
+        )
     return folder
 
 # %% ../nbs/50_detection.ipynb #41410d83
 def read_annotations(
-    path, # JSON file in COCO's format for object detection
-) -> dict: # images, annotations, categories; annotations numbered from 1, area and iscrowd filled in
+    path,  # JSON file in COCO's format for object detection
+) -> (
+    dict
+):  # images, annotations, categories; annotations numbered from 1, area and iscrowd filled in
     "An annotation file, looked through; the first thing wrong is named"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such file")
-    try: data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"{path} is not JSON, or not a whole file: {e}") from e
-    keys = dict(images=("id", "file_name", "height", "width"), annotations=("image_id", "category_id", "bbox"), categories=("id", "name"))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path} is not JSON, or not a whole file: {e}") from e
+    keys = dict(
+        images=("id", "file_name", "height", "width"),
+        annotations=("image_id", "category_id", "bbox"),
+        categories=("id", "name"),
+    )
     for part, needed in keys.items():
-        if not isinstance(data, dict) or not isinstance(data.get(part), list): raise ValueError(f"{path} has no list {part!r}: it is not in COCO's format for object detection")
+        if not isinstance(data, dict) or not isinstance(data.get(part), list):
+            raise ValueError(
+                f"{path} has no list {part!r}: it is not in COCO's format for object detection"
+            )
         for i, entry in enumerate(data[part]):
             missing = [k for k in needed if not isinstance(entry, dict) or k not in entry]
-            if missing: raise ValueError(f"{path}: number {i} of {part} has no {missing[0]!r}")
+            if missing:
+                raise ValueError(f"{path}: number {i} of {part} has no {missing[0]!r}")
         ids = [entry["id"] for entry in data[part]] if part != "annotations" else []
         twice = len(ids) != len(set(ids)) and next(i for i in ids if ids.count(i) > 1)
-        if twice is not False: raise ValueError(f"{path}: two {part} have the id {twice}")
-    if not data["categories"] or not data["images"]: raise ValueError(f"{path} has no {'images' if data['categories'] else 'categories'}")
+        if twice is not False:
+            raise ValueError(f"{path}: two {part} have the id {twice}")
+    if not data["categories"] or not data["images"]:
+        raise ValueError(f"{path} has no {'images' if data['categories'] else 'categories'}")
     known = {part: {entry["id"] for entry in data[part]} for part in ("images", "categories")}
     annotations = []
     for i, a in enumerate(data["annotations"]):
         name = f"{path}: annotation {a.get('id', f'number {i}')}"
-        if a["image_id"] not in known["images"]: raise ValueError(f"{name} is of image {a['image_id']}, which is not in the list")
-        if a["category_id"] not in known["categories"]: raise ValueError(f"{name} has category {a['category_id']}, which is not in the list")
+        if a["image_id"] not in known["images"]:
+            raise ValueError(f"{name} is of image {a['image_id']}, which is not in the list")
+        if a["category_id"] not in known["categories"]:
+            raise ValueError(f"{name} has category {a['category_id']}, which is not in the list")
         box = a["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box):
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+        ):
             raise ValueError(f"{name} has the box {box}: x, y, width and height are needed")
         annotations.append({"area": box[2] * box[3], "iscrowd": 0, **a, "id": i + 1})
     return {**data, "annotations": annotations}
 
 # %% ../nbs/50_detection.ipynb #e79bc3bd
 def clip_boxes(
-    boxes:torch.Tensor, # float [...,4]: x1, y1, x2, y2
-    height, # of the picture, number or tensor [...]
+    boxes: torch.Tensor,  # float [...,4]: x1, y1, x2, y2
+    height,  # of the picture, number or tensor [...]
     width,  # of the picture
-) -> tuple: # clipped boxes, and bool [...]: those with a pixel or more left in both directions
+) -> tuple:  # clipped boxes, and bool [...]: those with a pixel or more left in both directions
     "Boxes as far as they are in the picture"
     zero = torch.zeros((), device=boxes.device)
     x1, y1, x2, y2 = boxes.unbind(-1)
-    clipped = torch.stack([torch.clamp(v, zero, torch.as_tensor(limit, device=boxes.device).to(v.dtype)) for v, limit in ((x1, width), (y1, height), (x2, width), (y2, height))], -1)
+    clipped = torch.stack(
+        [
+            torch.clamp(v, zero, torch.as_tensor(limit, device=boxes.device).to(v.dtype))
+            for v, limit in ((x1, width), (y1, height), (x2, width), (y2, height))
+        ],
+        -1,
+    )
     return clipped, (clipped[..., 2:] - clipped[..., :2] >= 1).all(-1)
 
 # %% ../nbs/50_detection.ipynb #e037ef4d
 def read_scene(
-    path,       # of the picture
-    height:int, # that the annotations state
-    width:int,  # that the annotations state
-) -> torch.Tensor: # uint8 [3,height,width]
+    path,  # of the picture
+    height: int,  # that the annotations state
+    width: int,  # that the annotations state
+) -> torch.Tensor:  # uint8 [3,height,width]
     "A picture as its boxes are measured: the pixels as stored, or turned as EXIF says if only that has the stated size"
     from PIL import Image
+
     picture = read_picture(path)
     with Image.open(path) as im:
-        if im.getexif().get(0x0112, 1) != 1 and im.size == (width, height): picture = torch.from_numpy(np.array(im.convert("RGB"))).permute(2, 0, 1).contiguous()
-    if picture.shape[1:] != (height, width): raise ValueError(f"{path} has {picture.shape[2]}×{picture.shape[1]} pixels, its annotations say {width}×{height}")
+        if im.getexif().get(0x0112, 1) != 1 and im.size == (width, height):
+            picture = torch.from_numpy(np.array(im.convert("RGB"))).permute(2, 0, 1).contiguous()
+    if picture.shape[1:] != (height, width):
+        raise ValueError(
+            f"{path} has {picture.shape[2]}×{picture.shape[1]} pixels, its annotations say {width}×{height}"
+        )
     return picture
 
 # %% ../nbs/50_detection.ipynb #7a1b6498
@@ -172,37 +256,52 @@ def coco_tools():
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-    except ImportError as e: raise ImportError('pycocotools is missing: pip install "hydramix-nb[detection]"') from e
+    except ImportError as e:
+        raise ImportError('pycocotools is missing: pip install "hydramix-nb[detection]"') from e
     return COCO, COCOeval
 
+
 def coco_index(
-    data:dict, # images, annotations, categories
+    data: dict,  # images, annotations, categories
 ):
     "pycocotools' index of annotations, made in silence"
     index = coco_tools()[0]()
     index.dataset = data
-    with contextlib.redirect_stdout(io.StringIO()): index.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        index.createIndex()
     return index
 
 # %% ../nbs/50_detection.ipynb #e1126174
 class Scenes:
     "Images with boxes. Indexing gives an image, uint8 [3,H,W], and its target, as torchvision's detectors take it"
-    device = torch.device("cpu") # where boxes and labels are
-    def __init__(self,
-        folder,    # of the pictures
-        data:dict, # from `read_annotations`
+
+    device = torch.device("cpu")  # where boxes and labels are
+
+    def __init__(
+        self,
+        folder,  # of the pictures
+        data: dict,  # from `read_annotations`
     ):
         self.folder, self.coco = Path(folder), coco_index(data)
         self.categories = sorted(self.coco.cats)
         self.classes = [self.coco.cats[c]["name"] for c in self.categories]
         self.ids, of = list(self.coco.imgs), {c: l for l, c in enumerate(self.categories, 1)}
-        self.sizes = torch.tensor([[self.coco.imgs[i]["height"], self.coco.imgs[i]["width"]] for i in self.ids])
+        self.sizes = torch.tensor(
+            [[self.coco.imgs[i]["height"], self.coco.imgs[i]["width"]] for i in self.ids]
+        )
         annotations = [self.coco.imgToAnns.get(i, []) for i in self.ids]
         shape = len(annotations), max(1, *map(len, annotations))
         table = np.zeros((*shape, 6), np.float32)
         for row, found in zip(table, annotations, strict=True):
-            if found: row[:len(found)] = [(*a["bbox"], of[a["category_id"]], a["iscrowd"]) for a in found]
-        boxes, self.labels, self.crowd = torch.from_numpy(table[..., :4]), torch.from_numpy(table[..., 4]).long(), torch.from_numpy(table[..., 5]) > 0
+            if found:
+                row[: len(found)] = [
+                    (*a["bbox"], of[a["category_id"]], a["iscrowd"]) for a in found
+                ]
+        boxes, self.labels, self.crowd = (
+            torch.from_numpy(table[..., :4]),
+            torch.from_numpy(table[..., 4]).long(),
+            torch.from_numpy(table[..., 5]) > 0,
+        )
         boxes[..., 2:] += boxes[..., :2]
         self.boxes, fine = clip_boxes(boxes, *self.sizes.T[:, :, None])
         self.left_out = int((self.labels > 0).sum() - (fine & (self.labels > 0)).sum())
@@ -210,11 +309,14 @@ class Scenes:
         self.boxes *= (self.labels > 0)[..., None]
         self.crowd &= fine
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
-    def path(self, i): return self.folder / self.coco.imgs[self.ids[i]]["file_name"]
+    def path(self, i):
+        return self.folder / self.coco.imgs[self.ids[i]]["file_name"]
 
-    def image(self, i): return read_scene(self.path(i), *self.sizes[i].tolist())
+    def image(self, i):
+        return read_scene(self.path(i), *self.sizes[i].tolist())
 
     @property
     def objects(self):
@@ -225,118 +327,206 @@ class Scenes:
         "boxes float [k,4] and labels int64 [k]"
         return dict(boxes=self.boxes[i][self.objects[i]], labels=self.labels[i][self.objects[i]])
 
-    def __getitem__(self, i): return self.image(i), self.target(i)
+    def __getitem__(self, i):
+        return self.image(i), self.target(i)
 
     def holds(self):
         "bool [n,classes]: which image has an object of which class"
         out = torch.zeros(len(self), len(self.classes) + 1, dtype=torch.bool)
         return out.scatter_(1, self.labels * self.objects, True)[:, 1:]
 
-    def subset(self,
-        index, # positions of the images to keep
-    ): # `Scenes`
+    def subset(
+        self,
+        index,  # positions of the images to keep
+    ):  # `Scenes`
         "Some of the images"
         ids = [self.ids[i] for i in index]
-        return Scenes(self.folder, {**self.coco.dataset, "images": [self.coco.imgs[i] for i in ids], "annotations": [a for i in ids for a in self.coco.imgToAnns.get(i, [])]})
+        return Scenes(
+            self.folder,
+            {
+                **self.coco.dataset,
+                "images": [self.coco.imgs[i] for i in ids],
+                "annotations": [a for i in ids for a in self.coco.imgToAnns.get(i, [])],
+            },
+        )
 
     def check_files(self):
         "One error for all pictures that are missing"
         missing = [str(self.path(i)) for i in range(len(self)) if not self.path(i).is_file()]
-        if missing: raise FileNotFoundError(f"{len(missing)} of {len(self)} pictures are missing: " + ", ".join(missing[:3] + ["…"] * (len(missing) > 3)))
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self)} pictures are missing: "
+                + ", ".join(missing[:3] + ["…"] * (len(missing) > 3))
+            )
 
     def digest(self):
         "Hex digest of pictures' files, boxes, labels and class names"
-        h = hashlib.sha256(repr((self.sizes.tolist(), self.classes, self.boxes.tolist(), self.labels.tolist(), self.crowd.tolist())).encode())
-        for i in range(len(self)): h.update(self.path(i).read_bytes())
+        h = hashlib.sha256(
+            repr(
+                (
+                    self.sizes.tolist(),
+                    self.classes,
+                    self.boxes.tolist(),
+                    self.labels.tolist(),
+                    self.crowd.tolist(),
+                )
+            ).encode()
+        )
+        for i in range(len(self)):
+            h.update(self.path(i).read_bytes())
         return h.hexdigest()
 
     def __repr__(self):
-        notes = [f"{n} {what}" for n, what in ((int((~self.objects.any(1)).sum()), "images without objects"), (int(self.crowd.sum()), "boxes around crowds"),
-                                               (self.left_out, "boxes left out"), (int((~self.holds().any(0)).sum()), "classes without a box")) if n]
-        return ", ".join([f"Scenes: {len(self)} images", f"{int(self.objects.sum())} boxes", f"{len(self.classes)} classes", *notes])
+        notes = [
+            f"{n} {what}"
+            for n, what in (
+                (int((~self.objects.any(1)).sum()), "images without objects"),
+                (int(self.crowd.sum()), "boxes around crowds"),
+                (self.left_out, "boxes left out"),
+                (int((~self.holds().any(0)).sum()), "classes without a box"),
+            )
+            if n
+        ]
+        return ", ".join(
+            [
+                f"Scenes: {len(self)} images",
+                f"{int(self.objects.sum())} boxes",
+                f"{len(self.classes)} classes",
+                *notes,
+            ]
+        )
 
 # %% ../nbs/50_detection.ipynb #dee4227e
 def read_coco(
-    folder,          # with annotations/instances_SPLIT*.json and the pictures in SPLIT*/, as COCO is unpacked
-    split:str="train", # "train" or "val"
+    folder,  # with annotations/instances_SPLIT*.json and the pictures in SPLIT*/, as COCO is unpacked
+    split: str = "train",  # "train" or "val"
 ) -> Scenes:
     "Scenes from a folder in COCO's layout"
     folder = Path(folder).expanduser()
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder} is not a folder")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
     found = sorted((folder / "annotations").glob(f"instances_{split}*.json"))
     if len(found) != 1:
         there = ", ".join(p.name for p in found) or "none"
-        raise FileNotFoundError(f"{folder / 'annotations'} has to have one file instances_{split}*.json, such as instances_{split}2017.json; there is {there}")
+        raise FileNotFoundError(
+            f"{folder / 'annotations'} has to have one file instances_{split}*.json, such as instances_{split}2017.json; there is {there}"
+        )
     scenes = Scenes(folder / found[0].stem.removeprefix("instances_"), read_annotations(found[0]))
     scenes.check_files()
     return scenes
 
 # %% ../nbs/50_detection.ipynb #a26ace7e
 def scenes_folder(
-    name:str,   # "cutouts", or "coco:PATH" for a folder in COCO's layout; a relative PATH is looked for here and in the data root
-    drawn,      # folder in which cutouts are drawn
+    name: str,  # "cutouts", or "coco:PATH" for a folder in COCO's layout; a relative PATH is looked for here and in the data root
+    drawn,  # folder in which cutouts are drawn
     root=None,  # folder of the data sets; None: see `data.data_root`
-) -> Path: # for `read_coco`
+) -> Path:  # for `read_coco`
     "Where a set of scenes lies, by its name"
     kind, _, path = name.partition(":")
-    if name == "cutouts": return write_cutouts(drawn)
-    if kind != "coco" or path in ("", "PATH"): raise ValueError(f"unknown set of scenes {name!r}; there are cutouts and coco:PATH")
+    if name == "cutouts":
+        return write_cutouts(drawn)
+    if kind != "coco" or path in ("", "PATH"):
+        raise ValueError(f"unknown set of scenes {name!r}; there are cutouts and coco:PATH")
     tried = [Path(path).expanduser(), data_root(root) / path]
     found = next((p for p in tried if p.is_dir()), None)
-    if found is None: raise FileNotFoundError(f"{name}: nothing at {' or at '.join(dict.fromkeys(str(p.absolute()) for p in tried))}")
+    if found is None:
+        raise FileNotFoundError(
+            f"{name}: nothing at {' or at '.join(dict.fromkeys(str(p.absolute()) for p in tried))}"
+        )
     return found
 
 # %% ../nbs/50_detection.ipynb #36e41611
 def show_boxes(
-    image,        # uint8 [3,H,W], or float in −1…1
-    boxes,        # float [k,4]: x1, y1, x2, y2
-    texts=None,   # a text per box, written where a box is wide enough
+    image,  # uint8 [3,H,W], or float in −1…1
+    boxes,  # float [k,4]: x1, y1, x2, y2
+    texts=None,  # a text per box, written where a box is wide enough
     colors=None,  # a colour per box; None: yellow
-    title=None,   # above the picture
-    ax=None,      # matplotlib axes; None: a new figure
+    title=None,  # above the picture
+    ax=None,  # matplotlib axes; None: a new figure
     dashed=None,  # bool per box: draw it dashed
 ):
     "A picture with boxes drawn in"
     from matplotlib.patches import Rectangle
+
     if ax is None:
         import matplotlib.pyplot as plt
+
         _, ax = plt.subplots(figsize=(2.4, 2.4), dpi=80)
-    image = image if image.dtype == torch.uint8 else ((image + 1) * 127.5).round().clamp(0, 255).byte()
+    image = (
+        image if image.dtype == torch.uint8 else ((image + 1) * 127.5).round().clamp(0, 255).byte()
+    )
     ax.imshow(image.permute(1, 2, 0).cpu().numpy())
     for k, (x1, y1, x2, y2) in enumerate(torch.as_tensor(boxes).tolist()):
         color = "#F0E442" if colors is None else colors[k]
-        ax.add_patch(Rectangle((x1 - .5, y1 - .5), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.3, linestyle=":" if dashed is not None and dashed[k] else "-"))
-        if texts is not None and 8 * (x2 - x1) > image.shape[-1]: ax.text(x1, y1, texts[k], fontsize=5, va="top", ha="left", bbox=dict(facecolor=color, edgecolor="none", pad=.3), clip_on=True)
+        ax.add_patch(
+            Rectangle(
+                (x1 - 0.5, y1 - 0.5),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                color=color,
+                linewidth=1.3,
+                linestyle=":" if dashed is not None and dashed[k] else "-",
+            )
+        )
+        if texts is not None and 8 * (x2 - x1) > image.shape[-1]:
+            ax.text(
+                x1,
+                y1,
+                texts[k],
+                fontsize=5,
+                va="top",
+                ha="left",
+                bbox=dict(facecolor=color, edgecolor="none", pad=0.3),
+                clip_on=True,
+            )
     ax.axis("off")
-    if title: ax.set_title(title, fontsize=7)
+    if title:
+        ax.set_title(title, fontsize=7)
 
 # %% ../nbs/50_detection.ipynb #2cbaa32a
 def n_shot(
-    scenes:Scenes, # to draw from
-    shots:int,     # N, images for each class
-    seed:int,      # decides which
+    scenes: Scenes,  # to draw from
+    shots: int,  # N, images for each class
+    seed: int,  # decides which
 ) -> Scenes:
     "For each class N images that hold it (4.7); an image may serve several classes"
-    if shots < 1: raise ValueError(f"shots={shots}: 1 or more")
+    if shots < 1:
+        raise ValueError(f"shots={shots}: 1 or more")
     holds, rng = scenes.holds(), np.random.RandomState(seed)
-    short = ", ".join(f"{c!r} ({n})" for c, n in zip(scenes.classes, holds.sum(0).tolist(), strict=True) if n < shots)
-    if short: raise ValueError(f"{shots} images for each class are asked for, but there are fewer of {short}")
+    short = ", ".join(
+        f"{c!r} ({n})"
+        for c, n in zip(scenes.classes, holds.sum(0).tolist(), strict=True)
+        if n < shots
+    )
+    if short:
+        raise ValueError(
+            f"{shots} images for each class are asked for, but there are fewer of {short}"
+        )
     chosen = [rng.permutation(column.nonzero().flatten().numpy())[:shots] for column in holds.T]
     return scenes.subset(sorted(set(np.concatenate(chosen).tolist())))
 
 # %% ../nbs/50_detection.ipynb #d134bd85
 class Squares:
     "Scenes resident at the generator's size: random windows of them, with their boxes"
-    def __init__(self,
-        scenes:Scenes, # the few scenes
-        size:int,      # S, side of a window in pixels; the shorter side of a scene becomes S + S/8
+
+    def __init__(
+        self,
+        scenes: Scenes,  # the few scenes
+        size: int,  # S, side of a window in pixels; the shorter side of a scene becomes S + S/8
         device="cpu",  # where pixels and boxes live
     ):
         self.scenes, self.size, self.device = scenes, size, torch.device(device)
         short, pictures, scale = size + size // 8, [], []
         for i, (h, w) in enumerate(scenes.sizes.tolist()):
-            to = (short, max(short, round(w * short / h))) if h <= w else (max(short, round(h * short / w)), short)
-            picture = F.interpolate(scenes.image(i)[None].float(), to, mode="bilinear", antialias=True)[0]
+            to = (
+                (short, max(short, round(w * short / h)))
+                if h <= w
+                else (max(short, round(h * short / w)), short)
+            )
+            picture = F.interpolate(
+                scenes.image(i)[None].float(), to, mode="bilinear", antialias=True
+            )[0]
             pictures.append(picture.round().clamp(0, 255).byte())
             scale.append([to[1] / w, to[0] / h] * 2)
         shapes = torch.tensor([p.shape[1:] for p in pictures], device=self.device)
@@ -347,40 +537,59 @@ class Squares:
         self.labels = (scenes.labels * scenes.objects).to(self.device)
         self.holds = scenes.holds().to(self.device)
 
-    def __len__(self): return len(self.scenes)
+    def __len__(self):
+        return len(self.scenes)
 
-    def digest(self): return self.scenes.digest()
+    def digest(self):
+        return self.scenes.digest()
 
-    def windows(self,
-        index:torch.Tensor, # int64 [...]: which images
-        augment:bool=True,  # anywhere and mirrored at times; otherwise the centre
-    ) -> torch.Tensor: # int64 [...,3]: top, left, mirrored
+    def windows(
+        self,
+        index: torch.Tensor,  # int64 [...]: which images
+        augment: bool = True,  # anywhere and mirrored at times; otherwise the centre
+    ) -> torch.Tensor:  # int64 [...,3]: top, left, mirrored
         "Where to cut"
-        room = torch.stack([self.height[index] - self.size, self.width[index] - self.size, torch.ones_like(index)], -1)
-        if not augment: return room // 2
+        room = torch.stack(
+            [self.height[index] - self.size, self.width[index] - self.size, torch.ones_like(index)],
+            -1,
+        )
+        if not augment:
+            return room // 2
         return (torch.rand(room.shape, device=self.device) * (room + 1)).long()
 
-    def cut(self,
-        index:torch.Tensor,   # int64 [...]
-        windows:torch.Tensor, # from `windows`
-    ) -> torch.Tensor: # uint8 [...,3,S,S]
+    def cut(
+        self,
+        index: torch.Tensor,  # int64 [...]
+        windows: torch.Tensor,  # from `windows`
+    ) -> torch.Tensor:  # uint8 [...,3,S,S]
         "The pixels of the windows"
         top, left, mirrored = windows.flatten(0, -2).unbind(1)
         along = torch.arange(self.size, device=self.device)
-        rows, columns = top[:, None] + along, left[:, None] + torch.where(mirrored[:, None] > 0, self.size - 1 - along, along)
+        rows, columns = (
+            top[:, None] + along,
+            left[:, None] + torch.where(mirrored[:, None] > 0, self.size - 1 - along, along),
+        )
         i = index.flatten()
-        at = self.start[i, None, None] + rows[:, :, None] * self.width[i, None, None] + columns[:, None, :]
+        at = (
+            self.start[i, None, None]
+            + rows[:, :, None] * self.width[i, None, None]
+            + columns[:, None, :]
+        )
         return self.pixels[:, at].movedim(0, 1).reshape(*index.shape, 3, self.size, self.size)
 
-    def boxes_in(self,
-        index:torch.Tensor,   # int64 [...]
-        windows:torch.Tensor, # from `windows`
-    ) -> tuple: # boxes float [...,K,4] clipped to the window; their areas before, [...,K], 0 for none; labels int64 [...,K], 0 for none
+    def boxes_in(
+        self,
+        index: torch.Tensor,  # int64 [...]
+        windows: torch.Tensor,  # from `windows`
+    ) -> tuple:  # boxes float [...,K,4] clipped to the window; their areas before, [...,K], 0 for none; labels int64 [...,K], 0 for none
         "The boxes of the windows"
         top, left, mirrored = windows[..., None].unbind(-2)
         x1, y1, x2, y2 = self.boxes[index].unbind(-1)
         x1, x2 = x1 - left, x2 - left
-        x1, x2 = torch.where(mirrored > 0, self.size - x2, x1), torch.where(mirrored > 0, self.size - x1, x2)
+        x1, x2 = (
+            torch.where(mirrored > 0, self.size - x2, x1),
+            torch.where(mirrored > 0, self.size - x1, x2),
+        )
         boxes, labels = torch.stack([x1, y1 - top, x2, y2 - top], -1), self.labels[index]
         area = (x2 - x1) * (y2 - y1) * (labels > 0)
         return boxes.clamp(0, self.size), area, labels
@@ -389,16 +598,21 @@ class Squares:
         "`ImageSet` of the centres; the label is that of the first box, if there is one"
         index = torch.arange(len(self), device=self.device)
         first = self.labels[index, (self.labels > 0).byte().argmax(1)]
-        return ImageSet(self.cut(index, self.windows(index, False)), (first - 1).clamp(min=0), self.scenes.classes)
+        return ImageSet(
+            self.cut(index, self.windows(index, False)),
+            (first - 1).clamp(min=0),
+            self.scenes.classes,
+        )
 
 # %% ../nbs/50_detection.ipynb #5812fb68
 def partners(
-    holds:torch.Tensor, # bool [n,classes]: which image has which class
-    first:torch.Tensor, # int64 [B]: the first image of each composition
-    n_images:int,       # N
-) -> torch.Tensor: # int64 [B,N]
+    holds: torch.Tensor,  # bool [n,classes]: which image has which class
+    first: torch.Tensor,  # int64 [B]: the first image of each composition
+    n_images: int,  # N
+) -> torch.Tensor:  # int64 [B,N]
     "Images that share a class with the first one, with replacement; an image that shares none comes N times"
-    if n_images == 1: return first[:, None]
+    if n_images == 1:
+        return first[:, None]
     shares = holds[first] & (holds.sum(0) > 1)
     lonely = ~shares.any(1)
     drawn = torch.multinomial((shares | lonely[:, None]).float(), 1)[:, 0]
@@ -408,49 +622,72 @@ def partners(
     return torch.cat([first[:, None], torch.multinomial(others, n_images - 1, replacement=True)], 1)
 
 # %% ../nbs/50_detection.ipynb #2ce2d3a0
-MIN_VISIBLE = 0.25 # share of an object's box that has to be seen for it to count
+MIN_VISIBLE = 0.25  # share of an object's box that has to be seen for it to count
+
 
 def object_mask(
-    boxes:torch.Tensor, # float [B,N,K,4] in a square of `size`
-    area:torch.Tensor,  # float [B,N,K]: their areas before they were clipped, 0 for none
-    size:int,           # S, side of the images in pixels
-    side:int,           # side of the mask: S/4 in feature space, S in pixel space
-    min_visible:float=MIN_VISIBLE, # share of a box that the window has to show
-) -> torch.Tensor: # M float [B,N,side,side], one-hot over N
+    boxes: torch.Tensor,  # float [B,N,K,4] in a square of `size`
+    area: torch.Tensor,  # float [B,N,K]: their areas before they were clipped, 0 for none
+    size: int,  # S, side of the images in pixels
+    side: int,  # side of the mask: S/4 in feature space, S in pixel space
+    min_visible: float = MIN_VISIBLE,  # share of a box that the window has to show
+) -> torch.Tensor:  # M float [B,N,side,side], one-hot over N
     "The mixing mask of a batch of scenes: each box with probability 1/2"
     shown = box_area(boxes) >= min_visible * area.clamp(min=1e-6)
-    return box_mask(boxes, side, side, image_size=(size, size), keep=shown & (torch.rand(area.shape, device=area.device) < .5))
+    return box_mask(
+        boxes,
+        side,
+        side,
+        image_size=(size, size),
+        keep=shown & (torch.rand(area.shape, device=area.device) < 0.5),
+    )
 
-def box_area(boxes): return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+def box_area(boxes):
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
 
 # %% ../nbs/50_detection.ipynb #aa974d9c
 def visible_boxes(
-    boxes:torch.Tensor, # float [B,N,K,4] in a square of `size`
-    area:torch.Tensor,  # float [B,N,K]: their areas before they were clipped, 0 for none
-    mask:torch.Tensor,  # M [B,N,h,h], one-hot over N
-    size:int,           # S
-) -> tuple: # visible share [B,N,K] 0…1, and tight boxes [B,N,K,4]; zero where nothing is seen
+    boxes: torch.Tensor,  # float [B,N,K,4] in a square of `size`
+    area: torch.Tensor,  # float [B,N,K]: their areas before they were clipped, 0 for none
+    mask: torch.Tensor,  # M [B,N,h,h], one-hot over N
+    size: int,  # S
+) -> tuple:  # visible share [B,N,K] 0…1, and tight boxes [B,N,K,4]; zero where nothing is seen
     "What a mixture shows of each box"
     cell = size / mask.shape[-1]
     low = torch.arange(mask.shape[-1], device=boxes.device) * cell
     x1, y1, x2, y2 = boxes.unbind(-1)
-    reach = lambda a, b: (torch.minimum(b[..., None], low + cell) - torch.maximum(a[..., None], low)).clamp(min=0)
+    reach = lambda a, b: (
+        torch.minimum(b[..., None], low + cell) - torch.maximum(a[..., None], low)
+    ).clamp(min=0)
     rows, columns = reach(y1, y2), reach(x1, x2)
-    by_column, by_row = torch.einsum("bnky,bnyx->bnkx", rows, mask) * columns, torch.einsum("bnkx,bnyx->bnky", columns, mask) * rows
+    by_column, by_row = (
+        torch.einsum("bnky,bnyx->bnkx", rows, mask) * columns,
+        torch.einsum("bnkx,bnyx->bnky", columns, mask) * rows,
+    )
     share = torch.where(area > 0, by_row.sum(-1) / area.clamp(min=1e-6), 0)
     first = lambda seen: torch.where(seen > 0, low, size).amin(-1)
     last = lambda seen: torch.where(seen > 0, low + cell, 0).amax(-1)
-    tight = torch.stack([torch.maximum(x1, first(by_column)), torch.maximum(y1, first(by_row)), torch.minimum(x2, last(by_column)), torch.minimum(y2, last(by_row))], -1)
+    tight = torch.stack(
+        [
+            torch.maximum(x1, first(by_column)),
+            torch.maximum(y1, first(by_row)),
+            torch.minimum(x2, last(by_column)),
+            torch.minimum(y2, last(by_row)),
+        ],
+        -1,
+    )
     return share, tight * (share > 0)[..., None]
 
 # %% ../nbs/50_detection.ipynb #f4fe3c7a
-MERGE_IOU = 0.8 # from which on two boxes of a class from different images are one
+MERGE_IOU = 0.8  # from which on two boxes of a class from different images are one
+
 
 def unite_windows(
-    index:torch.Tensor,   # int64 [B,N]
-    windows:torch.Tensor, # int64 [B,N,3]
-    mask:torch.Tensor,    # M [B,N,h,w]
-) -> tuple: # mask [B,N,h,w], and bool [B,N]: the first of each group of equals
+    index: torch.Tensor,  # int64 [B,N]
+    windows: torch.Tensor,  # int64 [B,N,3]
+    mask: torch.Tensor,  # M [B,N,h,w]
+) -> tuple:  # mask [B,N,h,w], and bool [B,N]: the first of each group of equals
     "Give what equal windows own to the first of them"
     key = torch.cat([index[..., None], windows], -1)
     same = (key[:, :, None] == key[:, None]).all(-1)
@@ -458,22 +695,34 @@ def unite_windows(
     owned = torch.zeros_like(mask).scatter_add_(1, first[:, :, None, None].expand_as(mask), mask)
     return owned, first == torch.arange(index.shape[1], device=index.device)
 
+
 def merge_boxes(
-    boxes:torch.Tensor,  # float [B,N,K,4]
-    labels:torch.Tensor, # int64 [B,N,K], 0 for none
-    iou:float=MERGE_IOU, # from which on boxes are merged
-) -> tuple: # boxes [B,N·K,4], labels [B,N·K]
+    boxes: torch.Tensor,  # float [B,N,K,4]
+    labels: torch.Tensor,  # int64 [B,N,K], 0 for none
+    iou: float = MERGE_IOU,  # from which on boxes are merged
+) -> tuple:  # boxes [B,N·K,4], labels [B,N·K]
     "Boxes of one class from different images that nearly coincide become one around them"
     B, N, K = labels.shape
     image = torch.arange(N, device=boxes.device).repeat_interleave(K)
     boxes, labels = boxes.flatten(1, 2), labels.flatten(1)
     a, b = boxes[:, :, None], boxes[:, None]
-    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    inner = (
+        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]))
+        .clamp(min=0)
+        .prod(-1)
+    )
     outer = box_area(a) + box_area(b) - inner
-    near = (inner >= iou * outer) & (labels[:, :, None] == labels[:, None]) & (labels > 0)[:, None] & (labels > 0)[:, :, None] & (image[:, None] != image)
+    near = (
+        (inner >= iou * outer)
+        & (labels[:, :, None] == labels[:, None])
+        & (labels > 0)[:, None]
+        & (labels > 0)[:, :, None]
+        & (image[:, None] != image)
+    )
     near |= torch.eye(N * K, dtype=torch.bool, device=boxes.device)
     group = torch.arange(N * K, device=boxes.device).expand(B, -1)
-    for _ in range(N): group = torch.where(near, group[:, None], N * K).amin(2)
+    for _ in range(N):
+        group = torch.where(near, group[:, None], N * K).amin(2)
     member = group[:, None] == torch.arange(N * K, device=boxes.device)[:, None]
     low = torch.where(member[..., None], b[..., :2], math.inf).amin(2)
     high = torch.where(member[..., None], b[..., 2:], -math.inf).amax(2)
@@ -482,12 +731,12 @@ def merge_boxes(
 
 # %% ../nbs/50_detection.ipynb #8b8a8ec9
 def mixed_boxes(
-    squares:Squares,      # the scenes
-    index:torch.Tensor,   # int64 [B,N]
-    windows:torch.Tensor, # int64 [B,N,3]
-    mask:torch.Tensor,    # M [B,N,h,h]
-    min_visible:float=MIN_VISIBLE, # share of a box that has to be seen
-) -> tuple: # boxes float [B,N·K,4] and labels int64 [B,N·K] in squares of S; label 0: no box
+    squares: Squares,  # the scenes
+    index: torch.Tensor,  # int64 [B,N]
+    windows: torch.Tensor,  # int64 [B,N,3]
+    mask: torch.Tensor,  # M [B,N,h,h]
+    min_visible: float = MIN_VISIBLE,  # share of a box that has to be seen
+) -> tuple:  # boxes float [B,N·K,4] and labels int64 [B,N·K] in squares of S; label 0: no box
     "The boxes of mixed scenes: of the images whose pixels are there, as far as they are there"
     boxes, area, labels = squares.boxes_in(index, windows)
     mask, single = unite_windows(index, windows, mask)
@@ -498,250 +747,395 @@ def mixed_boxes(
 # %% ../nbs/50_detection.ipynb #04dc939d
 class SceneTraining(gan.Training):
     "The GAN training of `26_gan` on scenes: `step` and the rest are inherited"
-    def __init__(self,
-        squares:Squares,   # the few scenes, at `config.image_size`
-        config:gan.Config, # settings; those of segmentation do not matter
+
+    def __init__(
+        self,
+        squares: Squares,  # the few scenes, at `config.image_size`
+        config: gan.Config,  # settings; those of segmentation do not matter
     ):
-        if squares.size != config.image_size: raise ValueError(f"scenes are at {squares.size} pixels, config.image_size is {config.image_size}")
-        super().__init__(squares.centres(), replace(config, mixing="grid"))  # a grid asks for no segmentation
+        if squares.size != config.image_size:
+            raise ValueError(
+                f"scenes are at {squares.size} pixels, config.image_size is {config.image_size}"
+            )
+        super().__init__(
+            squares.centres(), replace(config, mixing="grid")
+        )  # a grid asks for no segmentation
         self.squares, self.config = squares, config
-        self.both = self.both_sides  # never recorded: how boxes and windows are drawn has not been tried in a graph
+        self.both = (
+            self.both_sides
+        )  # never recorded: how boxes and windows are drawn has not been tried in a graph
 
     def batch(self, first=None):
         "Indices [B,N]: the first image walks through the set, the others share a class with it"
-        return partners(self.squares.holds, self.next() if first is None else first, self.config.n_images)
+        return partners(
+            self.squares.holds, self.next() if first is None else first, self.config.n_images
+        )
 
     def draw(self, index, config=None):
         "Windows and mask of the compositions `index`"
         windows = self.squares.windows(index, (config or self.config).augment)
         boxes, area, _ = self.squares.boxes_in(index, windows)
-        return to_float(self.squares.cut(index, windows)), object_mask(boxes, area, self.squares.size, self.squares.size // Generator.scale)
+        return to_float(self.squares.cut(index, windows)), object_mask(
+            boxes, area, self.squares.size, self.squares.size // Generator.scale
+        )
 
     def picture(self):
         "A row for each of the first six images: images, mask, composition"
-        index = partners(self.squares.holds, torch.arange(min(6, len(self.squares)), device=self.device), self.config.n_images)
+        index = partners(
+            self.squares.holds,
+            torch.arange(min(6, len(self.squares)), device=self.device),
+            self.config.n_images,
+        )
         rows = gan.compositions(self.generator, *self.draw(index))
-        return "compositions", torch.from_numpy(image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()).permute(2, 0, 1)
+        return "compositions", torch.from_numpy(
+            image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
+        ).permute(2, 0, 1)
 
 # %% ../nbs/50_detection.ipynb #2c2cdf69
 def generator_profile(
-    name:str="paper", # "paper", "small" (minutes on one core) or "tiny" (seconds; its images mean nothing)
-    **changes,        # fields of gan.Config to set otherwise
+    name: str = "paper",  # "paper", "small" (minutes on one core) or "tiny" (seconds; its images mean nothing)
+    **changes,  # fields of gan.Config to set otherwise
 ) -> gan.Config:
     "How the generator of scenes is trained: as for STL-10, at 256 pixels"
     return gan.profile(name, 96, **{**GENERATOR_PROFILES.get(name, {}), **changes})
 
-GENERATOR_PROFILES = dict(paper=dict(image_size=256), small=dict(image_size=96, steps=300), tiny=dict())
+
+GENERATOR_PROFILES = dict(
+    paper=dict(image_size=256), small=dict(image_size=96, steps=300), tiny=dict()
+)
 
 # %% ../nbs/50_detection.ipynb #7d2d8098
 def fit_generator(
-    squares:Squares,         # the few scenes, at `config.image_size`
-    config:gan.Config=None,  # settings; None: `generator_profile()`
-    *, folder=None,          # where checkpoint, generator, pictures and TensorBoard log go; a checkpoint found there is gone on from
-    checkpoint_minutes:float=5, # minutes between checkpoints
-    progress:bool=True,      # show a progress bar
-) -> gan.Trained: # as from `gan.fit`; `gan.load` reads it again
+    squares: Squares,  # the few scenes, at `config.image_size`
+    config: gan.Config = None,  # settings; None: `generator_profile()`
+    *,
+    folder=None,  # where checkpoint, generator, pictures and TensorBoard log go; a checkpoint found there is gone on from
+    checkpoint_minutes: float = 5,  # minutes between checkpoints
+    progress: bool = True,  # show a progress bar
+) -> gan.Trained:  # as from `gan.fit`; `gan.load` reads it again
     "Train a generator on a few scenes"
     config = config or generator_profile()
-    if not squares.holds.any(): raise ValueError(f"there is not a single box in {len(squares)} images: masks are made of boxes")
+    if not squares.holds.any():
+        raise ValueError(
+            f"there is not a single box in {len(squares)} images: masks are made of boxes"
+        )
     settings = settings_text(config=asdict(config), scenes=squares.digest())
-    return gan.fit_once(lambda: SceneTraining(squares, config), squares.centres(), config, folder, settings, checkpoint_minutes=checkpoint_minutes, progress=progress)
+    return gan.fit_once(
+        lambda: SceneTraining(squares, config),
+        squares.centres(),
+        config,
+        folder,
+        settings,
+        checkpoint_minutes=checkpoint_minutes,
+        progress=progress,
+    )
 
 # %% ../nbs/50_detection.ipynb #6b6d1078
 class SceneMix:
     "Positions of first images in, new scenes with their boxes out"
+
     p_gen = 0.5
-    def __init__(self,
-        squares:Squares, # the few scenes, at the size that the generator was trained at
-        trained:gan.Trained=None, # from `fit_generator`; None: mix pixels
-        n_images:int=None, # N; None: as trained, 4 without a generator
-        min_visible:float=MIN_VISIBLE, # share of a box that has to be seen for it to count
+
+    def __init__(
+        self,
+        squares: Squares,  # the few scenes, at the size that the generator was trained at
+        trained: gan.Trained = None,  # from `fit_generator`; None: mix pixels
+        n_images: int = None,  # N; None: as trained, 4 without a generator
+        min_visible: float = MIN_VISIBLE,  # share of a box that has to be seen for it to count
     ):
-        if trained and squares.size != trained.config.image_size: raise ValueError(f"scenes are at {squares.size} pixels, the generator was trained at {trained.config.image_size}")
-        if not 0 < min_visible <= 1: raise ValueError(f"min_visible={min_visible}: above 0, up to 1")
+        if trained and squares.size != trained.config.image_size:
+            raise ValueError(
+                f"scenes are at {squares.size} pixels, the generator was trained at {trained.config.image_size}"
+            )
+        if not 0 < min_visible <= 1:
+            raise ValueError(f"min_visible={min_visible}: above 0, up to 1")
         self.squares, self.trained, self.min_visible = squares, trained, min_visible
         self.n_images = n_images or (trained.config.n_images if trained else 4)
 
     @torch.no_grad()
-    def __call__(self,
-        first:torch.Tensor, # int64 [B]: positions in the set
-    ) -> tuple: # images float [B,3,S,S] in −1…1, boxes float [B,M,4], labels int64 [B,M], 0 for no box
+    def __call__(
+        self,
+        first: torch.Tensor,  # int64 [B]: positions in the set
+    ) -> (
+        tuple
+    ):  # images float [B,3,S,S] in −1…1, boxes float [B,M,4], labels int64 [B,M], 0 for no box
         "A new scene for each image; randomness is torch's own"
         size = self.squares.size
         index = partners(self.squares.holds, first.to(self.squares.device), self.n_images)
         windows = self.squares.windows(index)
         images = to_float(self.squares.cut(index, windows))
         boxes, area, _ = self.squares.boxes_in(index, windows)
-        mask = object_mask(boxes, area, size, size // Generator.scale if self.trained else size, self.min_visible)
-        mixed = self.trained.generator(images, mask) if self.trained else Generator.mix(images, mask)
+        mask = object_mask(
+            boxes, area, size, size // Generator.scale if self.trained else size, self.min_visible
+        )
+        mixed = (
+            self.trained.generator(images, mask) if self.trained else Generator.mix(images, mask)
+        )
         return mixed, *mixed_boxes(self.squares, index, windows, mask, self.min_visible)
 
-    def batch(self,
-        first:torch.Tensor, # int64 [B]
-    ) -> tuple: # list of images float [3,S,S] in 0…1, list of targets
+    def batch(
+        self,
+        first: torch.Tensor,  # int64 [B]
+    ) -> tuple:  # list of images float [3,S,S] in 0…1, list of targets
         "The same, as torchvision's detectors take it"
         images, boxes, labels = self(first)
-        return list((images + 1) / 2), [dict(boxes=b[l > 0], labels=l[l > 0]) for b, l in zip(boxes, labels, strict=True)]
+        return list((images + 1) / 2), [
+            dict(boxes=b[l > 0], labels=l[l > 0]) for b, l in zip(boxes, labels, strict=True)
+        ]
 
 # %% ../nbs/50_detection.ipynb #f47389dc
 @dataclass(frozen=True)
 class Config:
     "How a detector is trained: the recipe of torchvision's references"
-    network:str = "resnet50"   # of torchvision, below the feature pyramid
-    min_size:int = 800         # shorter side to which scenes are scaled, pixels
-    proposals:int = 512        # regions of an image that the second stage learns from; it judges twice as many
-    batch_size:int = 16        # scenes in a step
-    epochs:int = 26            # passes over the repeated set
-    samples_per_epoch:int = 70 # scenes per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
-    steps:int|None = None      # optimiser steps in all, instead of epochs
-    lr:float = 0.02            # learning rate for 16 scenes a step
-    momentum:float = 0.9       # of SGD
-    weight_decay:float = 1e-4  # of SGD
-    warmup:int = 1000          # steps over which the rate rises from a thousandth
-    milestones:tuple = (16/26, 22/26) # shares of the training after which the rate falls
-    gamma:float = 0.1          # by which it falls
-    score:float = 0.05         # confidence below which nothing is reported
-    evaluations:int = 1        # AP along the way; the result is the last
-    seed:int = 0               # of weights, order, flips and mixing
+
+    network: str = "resnet50"  # of torchvision, below the feature pyramid
+    min_size: int = 800  # shorter side to which scenes are scaled, pixels
+    proposals: int = (
+        512  # regions of an image that the second stage learns from; it judges twice as many
+    )
+    batch_size: int = 16  # scenes in a step
+    epochs: int = 26  # passes over the repeated set
+    samples_per_epoch: int = 70  # scenes per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
+    steps: int | None = None  # optimiser steps in all, instead of epochs
+    lr: float = 0.02  # learning rate for 16 scenes a step
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 1e-4  # of SGD
+    warmup: int = 1000  # steps over which the rate rises from a thousandth
+    milestones: tuple = (16 / 26, 22 / 26)  # shares of the training after which the rate falls
+    gamma: float = 0.1  # by which it falls
+    score: float = 0.05  # confidence below which nothing is reported
+    evaluations: int = 1  # AP along the way; the result is the last
+    seed: int = 0  # of weights, order, flips and mixing
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name in ("min_size", "proposals", "batch_size", "epochs", "samples_per_epoch", "lr", "evaluations"):
-            if not getattr(self, name) > 0: raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
+        for name in (
+            "min_size",
+            "proposals",
+            "batch_size",
+            "epochs",
+            "samples_per_epoch",
+            "lr",
+            "evaluations",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
         for name in ("weight_decay", "warmup", "gamma", "score"):
-            if not getattr(self, name) >= 0: raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
-        if not 0 <= self.momentum < 1: raise ValueError(f"momentum={self.momentum}: from 0 to below 1")
-        if self.steps is not None and self.steps < 1: raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum}: from 0 to below 1")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+
 
 def profile(
-    name:str="paper", # "paper", "small" (minutes on one core) or "tiny" (seconds; its figures mean nothing)
-    **changes,        # fields of Config to set otherwise
+    name: str = "paper",  # "paper", "small" (minutes on one core) or "tiny" (seconds; its figures mean nothing)
+    **changes,  # fields of Config to set otherwise
 ) -> Config:
     "The usual recipe, or a smaller version of it"
     return from_profile(Config, PROFILES, name, changes, "a detector")
 
+
 PROFILES = dict(
     paper={},
-    small=dict(network="resnet18", min_size=128, proposals=64, batch_size=2, steps=300, lr=0.01, warmup=50, score=0.001),
-    tiny=dict(network="resnet18", min_size=64, proposals=16, batch_size=2, steps=2, warmup=1))
+    small=dict(
+        network="resnet18",
+        min_size=128,
+        proposals=64,
+        batch_size=2,
+        steps=300,
+        lr=0.01,
+        warmup=50,
+        score=0.001,
+    ),
+    tiny=dict(network="resnet18", min_size=64, proposals=16, batch_size=2, steps=2, warmup=1),
+)
 
 # %% ../nbs/50_detection.ipynb #a5dca341
 def read_backbone(
-    path, # .safetensors, or a state dict in .pth or .pt
-) -> dict: # name → tensor
+    path,  # .safetensors, or a state dict in .pth or .pt
+) -> dict:  # name → tensor
     "Weights from a file; of a .pth only tensors are read, never code"
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
+
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"{path} holds no weights that can be read safely: {str(e).splitlines()[0]}") from e
-    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()): raise ValueError(f"{path} is no state dict: names and tensors are needed")
+    except Exception as e:
+        raise ValueError(
+            f"{path} holds no weights that can be read safely: {str(e).splitlines()[0]}"
+        ) from e
+    if not isinstance(weights, dict) or not all(
+        isinstance(v, torch.Tensor) for v in weights.values()
+    ):
+        raise ValueError(f"{path} is no state dict: names and tensors are needed")
     return weights
 
+
 def detector(
-    n_classes:int,  # without the background
-    config:Config,  # network, min_size, proposals, score
+    n_classes: int,  # without the background
+    config: Config,  # network, min_size, proposals, score
     backbone=None,  # file with weights of the classifier that `config.network` names; None: random weights
-) -> nn.Module: # torchvision's FasterRCNN
+) -> nn.Module:  # torchvision's FasterRCNN
     "Faster R-CNN on a feature pyramid"
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.models.resnet import __all__ as networks
     from torchvision.ops import FrozenBatchNorm2d
-    if not config.network.startswith("res") or config.network not in networks: raise ValueError(f"network {config.network!r}: a ResNet of torchvision ({', '.join(n for n in networks if n.startswith('res'))})")
+
+    if not config.network.startswith("res") or config.network not in networks:
+        raise ValueError(
+            f"network {config.network!r}: a ResNet of torchvision ({', '.join(n for n in networks if n.startswith('res'))})"
+        )
     norm, trainable = (nn.BatchNorm2d, 5) if backbone is None else (FrozenBatchNorm2d, 3)
-    body = resnet_fpn_backbone(backbone_name=config.network, weights=None, norm_layer=norm, trainable_layers=trainable)
+    body = resnet_fpn_backbone(
+        backbone_name=config.network, weights=None, norm_layer=norm, trainable_layers=trainable
+    )
     if backbone is not None:
-        weights = {k: v for k, v in read_backbone(backbone).items() if not k.startswith("fc.") and not k.endswith("num_batches_tracked")}
-        try: body.body.load_state_dict(weights)
-        except RuntimeError as e: raise ValueError(f"{backbone} holds no weights of a {config.network}: {str(e).splitlines()[1].strip()}") from e
+        weights = {
+            k: v
+            for k, v in read_backbone(backbone).items()
+            if not k.startswith("fc.") and not k.endswith("num_batches_tracked")
+        }
+        try:
+            body.body.load_state_dict(weights)
+        except RuntimeError as e:
+            raise ValueError(
+                f"{backbone} holds no weights of a {config.network}: {str(e).splitlines()[1].strip()}"
+            ) from e
     sizes = tuple((max(1, round(s * config.min_size / 800)),) for s in (32, 64, 128, 256, 512))
-    return FasterRCNN(body, n_classes + 1, min_size=config.min_size, max_size=round(config.min_size * 1333 / 800), box_batch_size_per_image=config.proposals,
-                      rpn_post_nms_top_n_test=max(1, round(1000 * config.proposals / 512)), rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5),
-                      box_score_thresh=config.score)
+    return FasterRCNN(
+        body,
+        n_classes + 1,
+        min_size=config.min_size,
+        max_size=round(config.min_size * 1333 / 800),
+        box_batch_size_per_image=config.proposals,
+        rpn_post_nms_top_n_test=max(1, round(1000 * config.proposals / 512)),
+        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5),
+        box_score_thresh=config.score,
+    )
 
 # %% ../nbs/50_detection.ipynb #a2552714
 @torch.no_grad()
 def predict(
-    model:nn.Module, # detector
-    scenes:Scenes,   # to look at
-    batch_size:int=4, # scenes at a time
-) -> list: # a dict for each find: image_id, category_id, bbox, score, as pycocotools takes it
+    model: nn.Module,  # detector
+    scenes: Scenes,  # to look at
+    batch_size: int = 4,  # scenes at a time
+) -> list:  # a dict for each find: image_id, category_id, bbox, score, as pycocotools takes it
     "What a detector finds"
     device, training, found = next(model.parameters()).device, model.training, []
     model.eval()
-    for part in tqdm(torch.arange(len(scenes)).split(batch_size), desc="validation", leave=False, disable=None):
+    for part in tqdm(
+        torch.arange(len(scenes)).split(batch_size), desc="validation", leave=False, disable=None
+    ):
         outputs = model([scenes.image(i).to(device).float() / 255 for i in part.tolist()])
-        for i, out in zip(part.tolist(), outputs, strict=True): found += coco_results(scenes, i, out["boxes"], out["labels"], out["scores"])
+        for i, out in zip(part.tolist(), outputs, strict=True):
+            found += coco_results(scenes, i, out["boxes"], out["labels"], out["scores"])
     model.train(training)
     return found
 
+
 def coco_results(
-    scenes:Scenes, # whose ids to use
-    i:int,         # position of the image
-    boxes,         # float [k,4]: x1, y1, x2, y2
-    labels,        # int64 [k]: 1…classes
-    scores,        # float [k]
-) -> list: # dicts as pycocotools takes them
+    scenes: Scenes,  # whose ids to use
+    i: int,  # position of the image
+    boxes,  # float [k,4]: x1, y1, x2, y2
+    labels,  # int64 [k]: 1…classes
+    scores,  # float [k]
+) -> list:  # dicts as pycocotools takes them
     "Finds in one image, in COCO's words"
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-    return [dict(image_id=scenes.ids[i], category_id=scenes.categories[l - 1], bbox=b, score=s) for b, l, s in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True)]
+    return [
+        dict(image_id=scenes.ids[i], category_id=scenes.categories[l - 1], bbox=b, score=s)
+        for b, l, s in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True)
+    ]
+
 
 def average_precision(
-    scenes:Scenes, # with the true boxes
-    found:list,    # from `predict`
-) -> dict: # AP, AP50, AP75 in percent
+    scenes: Scenes,  # with the true boxes
+    found: list,  # from `predict`
+) -> dict:  # AP, AP50, AP75 in percent
     "COCO's figures, by pycocotools"
-    if not scenes.objects.any(): raise ValueError("there is not a single box to be found: average precision has no value")
-    if not found: return dict(AP=0., AP50=0., AP75=0.)
+    if not scenes.objects.any():
+        raise ValueError("there is not a single box to be found: average precision has no value")
+    if not found:
+        return dict(AP=0.0, AP50=0.0, AP75=0.0)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = coco_tools()[1](scenes.coco, scenes.coco.loadRes([dict(f) for f in found]), "bbox")
+        evaluation = coco_tools()[1](
+            scenes.coco, scenes.coco.loadRes([dict(f) for f in found]), "bbox"
+        )
         evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
     return {name: 100 * float(evaluation.stats[i]) for i, name in enumerate(("AP", "AP50", "AP75"))}
 
 # %% ../nbs/50_detection.ipynb #61e6387b
 class Training(training.Training):
     "A detector and its SGD. One call of `step` is one SGD step"
-    def __init__(self,
-        train:Scenes,   # the few scenes; they are read once and stay on the device
-        config:Config,  # settings
-        mixer:SceneMix=None, # makes a share of the batches
-        val:Scenes=None, # judged on now and then
-        *, p_gen:float=None, # that share; None: the mixer's own
+
+    def __init__(
+        self,
+        train: Scenes,  # the few scenes; they are read once and stay on the device
+        config: Config,  # settings
+        mixer: SceneMix = None,  # makes a share of the batches
+        val: Scenes = None,  # judged on now and then
+        *,
+        p_gen: float = None,  # that share; None: the mixer's own
         backbone=None,  # see `detector`
-        device="cpu",   # where training runs
+        device="cpu",  # where training runs
     ):
         super().__init__(train, config)
         self.device, self.mixer, self.val, self.judged = torch.device(device), mixer, val, None
-        self.p_gen = 0. if mixer is None else mixer.p_gen if p_gen is None else p_gen
-        self.model = self.networks["model"] = detector(len(train.classes), config, backbone).to(self.device).train()
-        self.optimizers["model"] = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], config.lr, config.momentum, weight_decay=config.weight_decay)
+        self.p_gen = 0.0 if mixer is None else mixer.p_gen if p_gen is None else p_gen
+        self.model = self.networks["model"] = (
+            detector(len(train.classes), config, backbone).to(self.device).train()
+        )
+        self.optimizers["model"] = torch.optim.SGD(
+            [p for p in self.model.parameters() if p.requires_grad],
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+        )
         self.images = [train.image(i).to(self.device) for i in range(len(train))]
-        self.targets = [{k: v.to(self.device) for k, v in train.target(i).items()} for i in range(len(train))]
+        self.targets = [
+            {k: v.to(self.device) for k, v in train.target(i).items()} for i in range(len(train))
+        ]
 
     def lr(self):
         "The rate rises over the warm-up and falls at the milestones"
         warm = min(1, 1e-3 + self.done / max(1, self.config.warmup))
-        return self.config.lr * warm * self.config.gamma ** sum(self.done >= m * self.steps for m in self.config.milestones)
+        return (
+            self.config.lr
+            * warm
+            * self.config.gamma ** sum(self.done >= m * self.steps for m in self.config.milestones)
+        )
 
     def real(self, index):
         "Scenes as they are, half of them mirrored"
         images, targets = [], []
-        for i, mirrored in zip(index.tolist(), (torch.rand(len(index)) < .5).tolist(), strict=True):
+        for i, mirrored in zip(
+            index.tolist(), (torch.rand(len(index)) < 0.5).tolist(), strict=True
+        ):
             image, target = self.images[i].float() / 255, dict(self.targets[i])
             if mirrored:
                 x1, y1, x2, y2 = target["boxes"].unbind(1)
-                image, target["boxes"] = image.flip(-1), torch.stack([image.shape[-1] - x2, y1, image.shape[-1] - x1, y2], 1)
+                image, target["boxes"] = (
+                    image.flip(-1),
+                    torch.stack([image.shape[-1] - x2, y1, image.shape[-1] - x1, y2], 1),
+                )
             images.append(image), targets.append(target)
         return images, targets
 
     def step(self):
         first = self.next()
-        images, targets = self.mixer.batch(first) if self.mixer is not None and torch.rand(()) < self.p_gen else self.real(first)
+        images, targets = (
+            self.mixer.batch(first)
+            if self.mixer is not None and torch.rand(()) < self.p_gen
+            else self.real(first)
+        )
         self.optimizers["model"].param_groups[0]["lr"] = self.lr()
         losses = self.model(images, targets)
         loss = sum(losses.values())
@@ -752,79 +1146,135 @@ class Training(training.Training):
     def measure(self):
         "The learning rate, and as often as `evaluations` says AP, AP50 and AP75 on `val`"
         rate = dict(lr=self.optimizers["model"].param_groups[0]["lr"])
-        if self.val is None or sum("AP" in h for h in self.history) >= self.done * self.config.evaluations // self.steps: return rate
+        if (
+            self.val is None
+            or sum("AP" in h for h in self.history)
+            >= self.done * self.config.evaluations // self.steps
+        ):
+            return rate
         self.judged = average_precision(self.val, predict(self.model, self.val))
         return rate | self.judged
 
-    def finish(self, folder): save_detector(folder / "detector.safetensors", self.model, self.config, self.train)
+    def finish(self, folder):
+        save_detector(folder / "detector.safetensors", self.model, self.config, self.train)
 
 # %% ../nbs/50_detection.ipynb #fcf21e92
 def save_detector(
-    path,            # file to write
-    model:nn.Module, # from `detector`
-    config:Config,   # it was made with
-    scenes:Scenes,   # whose classes it tells apart
-) -> Path: # the file
+    path,  # file to write
+    model: nn.Module,  # from `detector`
+    config: Config,  # it was made with
+    scenes: Scenes,  # whose classes it tells apart
+) -> Path:  # the file
     "Weights in safetensors, config, class names and category ids in its header"
-    return write_tensors(path, model.state_dict(), dict(kind="detector", version=__version__, config=json.dumps(asdict(config)), classes=json.dumps(scenes.classes), categories=json.dumps(scenes.categories)))
+    return write_tensors(
+        path,
+        model.state_dict(),
+        dict(
+            kind="detector",
+            version=__version__,
+            config=json.dumps(asdict(config)),
+            classes=json.dumps(scenes.classes),
+            categories=json.dumps(scenes.categories),
+        ),
+    )
+
 
 def load_detector(
-    path,         # a file that `save_detector` or `fit` wrote
-    device="cpu", # where to put it
-) -> tuple: # the detector in evaluation mode, and the names of its classes
+    path,  # a file that `save_detector` or `fit` wrote
+    device="cpu",  # where to put it
+) -> tuple:  # the detector in evaluation mode, and the names of its classes
     "A trained detector from disk"
     tensors, header = read_tensors(path, "detector", device)
     try:
         classes = json.loads(header["classes"])
         model = detector(len(classes), Config(**json.loads(header["config"]))).to(device)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
-        if unexpected or not all(k.endswith("num_batches_tracked") for k in missing): raise ValueError(f"{(unexpected or missing)[0]} does not fit")
-    except (KeyError, TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{path} was written with other settings than version {__version__} has: {e}") from e
+        if unexpected or not all(k.endswith("num_batches_tracked") for k in missing):
+            raise ValueError(f"{(unexpected or missing)[0]} does not fit")
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"{path} was written with other settings than version {__version__} has: {e}"
+        ) from e
     return model.eval(), classes
 
 # %% ../nbs/50_detection.ipynb #4a781d48
 @dataclass
 class Result:
     "A trained detector and how it did"
-    model:nn.Module # in evaluation mode
-    precision:dict  # AP, AP50, AP75 on val after the last step, percent
-    history:list    # one dict per look: step, the losses, lr, and now and then AP, AP50, AP75
-    config:Config   # the settings
+
+    model: nn.Module  # in evaluation mode
+    precision: dict  # AP, AP50, AP75 on val after the last step, percent
+    history: list  # one dict per look: step, the losses, lr, and now and then AP, AP50, AP75
+    config: Config  # the settings
+
 
 def check(train, val, mixer=None, device="cpu"):
     "Errors that should come before the work"
-    if mixer is not None and mixer.squares.device.type != torch.device(device).type: raise ValueError(f"the mixer works on {mixer.squares.device}, training on {device}: Squares(…, device={str(device)!r})")
-    if mixer is not None and mixer.squares.scenes.ids != train.ids: raise ValueError("the mixer mixes other scenes than those that the detector trains on")
+    if mixer is not None and mixer.squares.device.type != torch.device(device).type:
+        raise ValueError(
+            f"the mixer works on {mixer.squares.device}, training on {device}: Squares(…, device={str(device)!r})"
+        )
+    if mixer is not None and mixer.squares.scenes.ids != train.ids:
+        raise ValueError("the mixer mixes other scenes than those that the detector trains on")
     for name, scenes in (("training", train), ("validation", val)):
-        if not scenes.objects.any(): raise ValueError(f"the {name} set has {len(scenes)} images and not one box")
+        if not scenes.objects.any():
+            raise ValueError(f"the {name} set has {len(scenes)} images and not one box")
     if (train.classes, train.categories) != (val.classes, val.categories):
         only = sorted(set(train.classes) ^ set(val.classes)) or ["their ids"]
-        raise ValueError(f"training and validation set differ in their categories: {', '.join(only[:5])}")
+        raise ValueError(
+            f"training and validation set differ in their categories: {', '.join(only[:5])}"
+        )
+
 
 def check_memory(train, device):
     needed, free = 3 * int(train.sizes.prod(1).sum()), free_memory(torch.device(device))
-    if free is not None and needed > 0.8 * free: raise ValueError(f"{len(train)} images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}: few scenes are meant to stay in memory; draw them with n_shot")
+    if free is not None and needed > 0.8 * free:
+        raise ValueError(
+            f"{len(train)} images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}: few scenes are meant to stay in memory; draw them with n_shot"
+        )
+
 
 def fit(
-    train:Scenes,        # the few scenes
-    val:Scenes,          # judged on, never learned from
-    mixer:SceneMix=None, # makes a share of the batches; None: the baseline
-    config:Config=None,  # settings; None: `profile()`
-    *, p_gen:float=None, # share of mixed batches; None: the mixer's own, 1/2
-    backbone=None,       # file with weights of the backbone; None: from scratch
-    device="cpu",        # where training runs
-    folder=None,         # where checkpoint, detector and TensorBoard log go; a checkpoint found there is gone on from
-    checkpoint_minutes:float=5, # minutes between checkpoints
-    progress:bool=True,  # show a progress bar
+    train: Scenes,  # the few scenes
+    val: Scenes,  # judged on, never learned from
+    mixer: SceneMix = None,  # makes a share of the batches; None: the baseline
+    config: Config = None,  # settings; None: `profile()`
+    *,
+    p_gen: float = None,  # share of mixed batches; None: the mixer's own, 1/2
+    backbone=None,  # file with weights of the backbone; None: from scratch
+    device="cpu",  # where training runs
+    folder=None,  # where checkpoint, detector and TensorBoard log go; a checkpoint found there is gone on from
+    checkpoint_minutes: float = 5,  # minutes between checkpoints
+    progress: bool = True,  # show a progress bar
 ) -> Result:
     "Train Faster R-CNN on a few scenes (4.7): SGD with warm-up and two falls of the rate, a share of the batches mixed"
     config = config or profile()
     check(train, val, mixer, device), check_memory(train, device)
-    if p_gen is not None and not 0 <= p_gen <= 1: raise ValueError(f"p_gen={p_gen}: from 0 to 1")
-    mixed = mixer and dict(n_images=mixer.n_images, size=mixer.squares.size, min_visible=mixer.min_visible, generator=mixer.trained and digest(mixer.trained.generator))
-    settings = settings_text(config=asdict(config), scenes=train.digest(), mixer=mixed, p_gen=p_gen, backbone=backbone and hashlib.sha256(Path(backbone).expanduser().read_bytes()).hexdigest())
+    if p_gen is not None and not 0 <= p_gen <= 1:
+        raise ValueError(f"p_gen={p_gen}: from 0 to 1")
+    mixed = mixer and dict(
+        n_images=mixer.n_images,
+        size=mixer.squares.size,
+        min_visible=mixer.min_visible,
+        generator=mixer.trained and digest(mixer.trained.generator),
+    )
+    settings = settings_text(
+        config=asdict(config),
+        scenes=train.digest(),
+        mixer=mixed,
+        p_gen=p_gen,
+        backbone=backbone and hashlib.sha256(Path(backbone).expanduser().read_bytes()).hexdigest(),
+    )
     with seeded(config.seed, device):
         state = Training(train, config, mixer, val, p_gen=p_gen, backbone=backbone, device=device)
-        training.run(state, folder, settings, name="detector", kind="detector checkpoint", checkpoint_minutes=checkpoint_minutes, progress=progress)
+        training.run(
+            state,
+            folder,
+            settings,
+            name="detector",
+            kind="detector checkpoint",
+            checkpoint_minutes=checkpoint_minutes,
+            progress=progress,
+        )
         precision = state.judged or average_precision(val, predict(state.model, val))
     return Result(state.model.eval(), precision, state.history, config)

@@ -31,51 +31,76 @@ from .training import seeded
 
 # %% ../nbs/54_diffusemix.ipynb #23c125ae
 def singular_values(
-    maps:torch.Tensor,   # int64 [S], number of maps of each system
-    budget:torch.Tensor, # float [S], α, between 0 and 3·maps
-    generator=None,      # torch.Generator
-) -> torch.Tensor: # [S,K,2], larger one first; zeros beyond a system's maps
+    maps: torch.Tensor,  # int64 [S], number of maps of each system
+    budget: torch.Tensor,  # float [S], α, between 0 and 3·maps
+    generator=None,  # torch.Generator
+) -> torch.Tensor:  # [S,K,2], larger one first; zeros beyond a system's maps
     "Random σ₁ ≥ σ₂ in 0…1 with Σ(σ₁ + 2σ₂) = α (Anderson & Farrell 2022)"
-    u, left, last = torch.rand(len(maps), int(maps.max()), 2, generator=generator), budget.clone(), maps - 1
+    u, left, last = (
+        torch.rand(len(maps), int(maps.max()), 2, generator=generator),
+        budget.clone(),
+        maps - 1,
+    )
     between = lambda u, low, high: low + u * (high - low)
     pairs = []
     for k in range(u.shape[1]):
-        others = 3. * (last - k) # what the maps after this one can take
+        others = 3.0 * (last - k)  # what the maps after this one can take
         first = between(u[:, k, 0], ((left - others) / 3).clamp(min=0), left.clamp(max=1))
-        second = between(u[:, k, 1], ((left - first - others) / 2).clamp(min=0), ((left - first) / 2).minimum(first))
+        second = between(
+            u[:, k, 1],
+            ((left - first - others) / 2).clamp(min=0),
+            ((left - first) / 2).minimum(first),
+        )
         end = between(u[:, k, 1], ((left - 1) / 2).clamp(min=0), left / 3)
-        pair = torch.where((last == k)[:, None], torch.stack([left - 2 * end, end], 1), torch.stack([first, second], 1))
+        pair = torch.where(
+            (last == k)[:, None],
+            torch.stack([left - 2 * end, end], 1),
+            torch.stack([first, second], 1),
+        )
         pairs.append(pair * (k <= last)[:, None])
         left = left - pairs[-1][:, 0] - 2 * pairs[-1][:, 1]
     return torch.stack(pairs, 1)
 
 # %% ../nbs/54_diffusemix.ipynb #af01ea21
 def random_systems(
-    count:int,      # systems
-    generator=None, # torch.Generator
-) -> tuple: # A [S,K,2,2], b [S,K,2], probabilities [S,K], which are 0 beyond a system's maps
+    count: int,  # systems
+    generator=None,  # torch.Generator
+) -> tuple:  # A [S,K,2,2], b [S,K,2], probabilities [S,K], which are 0 beyond a system's maps
     "Iterated function systems of two to seven contractive affine maps, drawn as Anderson & Farrell (2022) do"
     rand = lambda *shape: torch.rand(shape, generator=generator)
     maps = torch.randint(2, 8, (count,), generator=generator)
     sigma = singular_values(maps, (5 + maps + rand(count)) / 2, generator)
     angle = rand(count, sigma.shape[1], 2) * 2 * math.pi
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
-    sign = (rand(count, sigma.shape[1], 1, 2) < .5) * 2. - 1
-    weight = sigma.prod(-1) # |det A|: maps that cover more are visited more
-    return turn[:, :, 0] * sigma[:, :, None] @ turn[:, :, 1] * sign, rand(count, sigma.shape[1], 2) * 2 - 1, weight / weight.sum(1, keepdim=True)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(
+        -1, (2, 2)
+    )
+    sign = (rand(count, sigma.shape[1], 1, 2) < 0.5) * 2.0 - 1
+    weight = sigma.prod(-1)  # |det A|: maps that cover more are visited more
+    return (
+        turn[:, :, 0] * sigma[:, :, None] @ turn[:, :, 1] * sign,
+        rand(count, sigma.shape[1], 2) * 2 - 1,
+        weight / weight.sum(1, keepdim=True),
+    )
 
 # %% ../nbs/54_diffusemix.ipynb #a9f8bab7
 def chaos_game(
-    A:torch.Tensor, # [S,K,2,2]
-    b:torch.Tensor, # [S,K,2]
-    p:torch.Tensor, # [S,K], probabilities of the maps
-    players:int=500, # points that move at the same time
-    steps:int=100,  # moves of each
-    generator=None, # torch.Generator on the CPU, so that every device draws the same
-) -> torch.Tensor: # [S,steps·players,2]
+    A: torch.Tensor,  # [S,K,2,2]
+    b: torch.Tensor,  # [S,K,2]
+    p: torch.Tensor,  # [S,K], probabilities of the maps
+    players: int = 500,  # points that move at the same time
+    steps: int = 100,  # moves of each
+    generator=None,  # torch.Generator on the CPU, so that every device draws the same
+) -> torch.Tensor:  # [S,steps·players,2]
     "Points on the fractals of S iterated function systems"
-    at = torch.linalg.solve(torch.eye(2, device=A.device) - A[:, 0], b[:, 0])[:, None].expand(-1, players, -1)
-    last, system, points = (p > 0).long().mul(torch.arange(1, p.shape[1] + 1, device=p.device)).amax(1, keepdim=True) - 1, torch.arange(len(A), device=A.device)[:, None], []
+    at = torch.linalg.solve(torch.eye(2, device=A.device) - A[:, 0], b[:, 0])[:, None].expand(
+        -1, players, -1
+    )
+    last, system, points = (
+        (p > 0).long().mul(torch.arange(1, p.shape[1] + 1, device=p.device)).amax(1, keepdim=True)
+        - 1,
+        torch.arange(len(A), device=A.device)[:, None],
+        [],
+    )
     for _ in range(20 + steps):
         u = torch.rand(len(A), players, generator=generator).to(A.device)
         k = torch.searchsorted(p.cumsum(1), u, right=True).minimum(last)
@@ -85,270 +110,483 @@ def chaos_game(
 
 # %% ../nbs/54_diffusemix.ipynb #2a1a13f3
 def visits(
-    points:torch.Tensor, # [S,P,2]
-    size:int,            # side of the grid that spans them
-) -> torch.Tensor: # float [S,size,size]
+    points: torch.Tensor,  # [S,P,2]
+    size: int,  # side of the grid that spans them
+) -> torch.Tensor:  # float [S,size,size]
     "How many points each cell holds"
     low, high = points.amin(1, keepdim=True), points.amax(1, keepdim=True)
-    x, y = ((points - low) / (high - low).clamp(min=1e-6) * size).long().clamp(max=size - 1).unbind(-1)
+    x, y = (
+        ((points - low) / (high - low).clamp(min=1e-6) * size).long().clamp(max=size - 1).unbind(-1)
+    )
     cell = y * size + x
-    return torch.zeros(len(points), size * size, device=points.device).scatter_add_(1, cell, torch.ones_like(points[..., 0])).unflatten(1, (size, size))
+    return (
+        torch.zeros(len(points), size * size, device=points.device)
+        .scatter_add_(1, cell, torch.ones_like(points[..., 0]))
+        .unflatten(1, (size, size))
+    )
 
 # %% ../nbs/54_diffusemix.ipynb #f9c81572
 def fractals(
-    count:int,    # pictures
-    size:int,     # side in pixels
-    seed:int=0,   # which ones; the same on every device
-    device="cpu", # where they are drawn
-    channels:int=3, # 3, or 1 for grey
-) -> torch.Tensor: # uint8 [count,channels,size,size]
+    count: int,  # pictures
+    size: int,  # side in pixels
+    seed: int = 0,  # which ones; the same on every device
+    device="cpu",  # where they are drawn
+    channels: int = 3,  # 3, or 1 for grey
+) -> torch.Tensor:  # uint8 [count,channels,size,size]
     "Coloured fractals of random iterated function systems on black"
-    if count < 1 or size < 1: raise ValueError(f"{count} fractals of {size} pixels: one or more of each is needed")
+    if count < 1 or size < 1:
+        raise ValueError(f"{count} fractals of {size} pixels: one or more of each is needed")
     g, pictures = torch.Generator().manual_seed(seed), []
     for part in torch.arange(count).split(50):
         system = [t.to(device) for t in random_systems(len(part), g)]
-        t = visits(chaos_game(*system, steps=max(30, 4 * size**2 // 500), generator=g), size).log1p()[:, None]
+        t = visits(
+            chaos_game(*system, steps=max(30, 4 * size**2 // 500), generator=g), size
+        ).log1p()[:, None]
         t = t / t.amax((2, 3), keepdim=True)
         speed, phase = (torch.rand(len(part), c, 1, 1, generator=g).to(device) for c in (1, 3))
-        colour = .5 + .5 * torch.cos(2 * math.pi * ((.5 + speed) * t + phase))
-        pictures.append((colour * (.4 + .6 * t) * (t > 0) * 255).round().to(torch.uint8))
+        colour = 0.5 + 0.5 * torch.cos(2 * math.pi * ((0.5 + speed) * t + phase))
+        pictures.append((colour * (0.4 + 0.6 * t) * (t > 0) * 255).round().to(torch.uint8))
     pictures = torch.cat(pictures)
-    return pictures if channels == 3 else pictures.float().mean(1, keepdim=True).round().to(torch.uint8)
+    return (
+        pictures
+        if channels == 3
+        else pictures.float().mean(1, keepdim=True).round().to(torch.uint8)
+    )
 
 # %% ../nbs/54_diffusemix.ipynb #71dde27b
 def half_masks(
-    batch:int,      # masks
-    height:int,     # pixels; of an odd number the smaller half is the upper one
-    width:int,      # pixels
-    generator=None, # torch.Generator on the CPU
-    device="cpu",   # of the masks
-) -> torch.Tensor: # float [B,1,H,W], 1 where the original stays
+    batch: int,  # masks
+    height: int,  # pixels; of an odd number the smaller half is the upper one
+    width: int,  # pixels
+    generator=None,  # torch.Generator on the CPU
+    device="cpu",  # of the masks
+) -> torch.Tensor:  # float [B,1,H,W], 1 where the original stays
     "Left, right, upper or lower half of each picture, drawn uniformly: M_u"
-    upper, left = torch.arange(height, device=device) < height // 2, torch.arange(width, device=device) < width // 2
-    halves = torch.stack([half.expand(height, width) for half in (left, ~left, upper[:, None], ~upper[:, None])])
+    upper, left = (
+        torch.arange(height, device=device) < height // 2,
+        torch.arange(width, device=device) < width // 2,
+    )
+    halves = torch.stack(
+        [half.expand(height, width) for half in (left, ~left, upper[:, None], ~upper[:, None])]
+    )
     return halves[torch.randint(4, (batch,), generator=generator).to(device)][:, None].float()
 
+
 def hybrid(
-    images:torch.Tensor, # float [B,C,H,W]
-    edited:torch.Tensor, # float [B,C,H,W], their doubles
-    mask:torch.Tensor,   # float [B,1,H,W], 1 where the original stays
-) -> torch.Tensor: # float [B,C,H,W]
+    images: torch.Tensor,  # float [B,C,H,W]
+    edited: torch.Tensor,  # float [B,C,H,W], their doubles
+    mask: torch.Tensor,  # float [B,1,H,W], 1 where the original stays
+) -> torch.Tensor:  # float [B,C,H,W]
     "H = M ⊙ I + (1−M) ⊙ Î"
     return mask * images + (1 - mask) * edited
 
+
 def blend(
-    images:torch.Tensor,   # float [B,C,H,W]
-    fractal:torch.Tensor,  # float [B,C,H,W]
-    strength:float=.2,     # λ
-) -> torch.Tensor: # float [B,C,H,W]
+    images: torch.Tensor,  # float [B,C,H,W]
+    fractal: torch.Tensor,  # float [B,C,H,W]
+    strength: float = 0.2,  # λ
+) -> torch.Tensor:  # float [B,C,H,W]
     "A = (1−λ)·H + λ·F"
     return (1 - strength) * images + strength * fractal
 
 # %% ../nbs/54_diffusemix.ipynb #a7a88db2
-PROMPTS = ("autumn", "snowy", "watercolor art", "sunset", "rainbow", "aurora", "mosaic", "ukiyo-e", "a sketch with crayon")
+PROMPTS = (
+    "autumn",
+    "snowy",
+    "watercolor art",
+    "sunset",
+    "rainbow",
+    "aurora",
+    "mosaic",
+    "ukiyo-e",
+    "a sketch with crayon",
+)
 MODEL = "timbrooks/instruct-pix2pix"
 
 # %% ../nbs/54_diffusemix.ipynb #2c4d052c
 def _extra(name):
     "Import a module of the extra `diffusion`, or say which extra is missing"
-    try: return importlib.import_module(name)
-    except ImportError as e: raise ImportError(f'{name} is missing: pip install "hydramix-nb[diffusion]"') from e
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise ImportError(f'{name} is missing: pip install "hydramix-nb[diffusion]"') from e
+
 
 def _check_pipeline(
-    folder:Path, # said to hold a pipeline
+    folder: Path,  # said to hold a pipeline
 ):
     "An error unless the folder is a diffusers pipeline whose weights are all safetensors"
-    if not (folder / "model_index.json").is_file(): raise FileNotFoundError(f"{folder} has no model_index.json: it must hold a pipeline as save_pretrained of diffusers writes it, such as a copy of {MODEL}")
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no model_index.json: it must hold a pipeline as save_pretrained of diffusers writes it, such as a copy of {MODEL}"
+        )
     for part in sorted(p for p in folder.iterdir() if p.is_dir()):
-        pickles = sorted(p.name for p in part.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        pickles = sorted(
+            p.name for p in part.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")
+        )
         if pickles and not list(part.glob("*.safetensors")):
-            raise ValueError(f"{part} holds {pickles[0]}, which is a pickle and could run code, and no safetensors: it is not opened; get the safetensors files, or convert it where you trust it with save_pretrained(…, safe_serialization=True)")
+            raise ValueError(
+                f"{part} holds {pickles[0]}, which is a pickle and could run code, and no safetensors: it is not opened; get the safetensors files, or convert it where you trust it with save_pretrained(…, safe_serialization=True)"
+            )
 
 # %% ../nbs/54_diffusemix.ipynb #c80dadfb
 def load_pipeline(
-    model=MODEL,     # name on the Hugging Face hub, or a folder
-    device="cpu",    # where it runs
-    *, dtype=None,   # of its weights; None: float16 on a GPU, float32 elsewhere
-    download:bool=False, # fetch a model that is not in the hub's cache, about 4 GB for InstructPix2Pix
-): # StableDiffusionInstructPix2PixPipeline of diffusers
+    model=MODEL,  # name on the Hugging Face hub, or a folder
+    device="cpu",  # where it runs
+    *,
+    dtype=None,  # of its weights; None: float16 on a GPU, float32 elsewhere
+    download: bool = False,  # fetch a model that is not in the hub's cache, about 4 GB for InstructPix2Pix
+):  # StableDiffusionInstructPix2PixPipeline of diffusers
     "InstructPix2Pix, with the sampler of DiffuseMix"
     diffusers, folder = _extra("diffusers"), Path(model).expanduser()
-    if folder.is_dir(): _check_pipeline(folder)
-    elif str(model).count("/") != 1 or str(model)[0] in "/.~": raise FileNotFoundError(f"there is no folder {folder}; a model is a folder, or a name on the hub such as {MODEL}")
+    if folder.is_dir():
+        _check_pipeline(folder)
+    elif str(model).count("/") != 1 or str(model)[0] in "/.~":
+        raise FileNotFoundError(
+            f"there is no folder {folder}; a model is a folder, or a name on the hub such as {MODEL}"
+        )
     dtype = dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning) # the argument is called otherwise in newer releases
-            pipeline = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(str(folder if folder.is_dir() else model), use_safetensors=True, torch_dtype=dtype,
-                safety_checker=None, requires_safety_checker=False, local_files_only=not download)
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # the argument is called otherwise in newer releases
+            pipeline = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(
+                str(folder if folder.is_dir() else model),
+                use_safetensors=True,
+                torch_dtype=dtype,
+                safety_checker=None,
+                requires_safety_checker=False,
+                local_files_only=not download,
+            )
     except OSError as e:
-        raise FileNotFoundError(f"{model} " + ("is not whole" if folder.is_dir() else "could not be fetched" if download else "is not on this machine") + f" ({str(e).splitlines()[0]}). "
-            f"With network, load_pipeline({str(model)!r}, download=True) fetches it into the hub's cache; without, fetch it elsewhere (hf download {MODEL} --local-dir FOLDER), bring the folder here and give its path as the model") from e
+        raise FileNotFoundError(
+            f"{model} "
+            + (
+                "is not whole"
+                if folder.is_dir()
+                else "could not be fetched"
+                if download
+                else "is not on this machine"
+            )
+            + f" ({str(e).splitlines()[0]}). "
+            f"With network, load_pipeline({str(model)!r}, download=True) fetches it into the hub's cache; without, fetch it elsewhere (hf download {MODEL} --local-dir FOLDER), bring the folder here and give its path as the model"
+        ) from e
     takes, latent = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-    if takes != 2 * latent: raise ValueError(f"{model} is no InstructPix2Pix: its UNet takes {takes} channels, not a latent and an image of {latent} each")
-    pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+    if takes != 2 * latent:
+        raise ValueError(
+            f"{model} is no InstructPix2Pix: its UNet takes {takes} channels, not a latent and an image of {latent} each"
+        )
+    pipeline.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(
+        pipeline.scheduler.config
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device) if pipeline.dtype == dtype else pipeline.to(device, dtype)
 
 # %% ../nbs/54_diffusemix.ipynb #03936801
 def edit(
-    pipeline,            # from load_pipeline
-    images:torch.Tensor, # uint8 [B,C,H,W], C 1 or 3
-    prompts,             # a text for each
-    seeds,               # an int for each
-    *, size:int=512,     # side at which the model works
-    steps:int=100,       # of denoising
-    guidance:float=4.,   # s_T, towards the text
-    image_guidance:float=1.5, # s_I, towards the image
-) -> torch.Tensor: # uint8 [B,C,H,W], on the device of the images
+    pipeline,  # from load_pipeline
+    images: torch.Tensor,  # uint8 [B,C,H,W], C 1 or 3
+    prompts,  # a text for each
+    seeds,  # an int for each
+    *,
+    size: int = 512,  # side at which the model works
+    steps: int = 100,  # of denoising
+    guidance: float = 4.0,  # s_T, towards the text
+    image_guidance: float = 1.5,  # s_I, towards the image
+) -> torch.Tensor:  # uint8 [B,C,H,W], on the device of the images
     "Î = G(I, p): images edited by InstructPix2Pix"
-    multiple = pipeline.vae_scale_factor * 2**(len(pipeline.unet.config.block_out_channels) - 1)
-    if size < 1 or size % multiple: raise ValueError(f"size={size}: this model edits images whose side is a multiple of {multiple}")
-    if steps < 1: raise ValueError(f"steps={steps}: one or more")
+    multiple = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    if size < 1 or size % multiple:
+        raise ValueError(
+            f"size={size}: this model edits images whose side is a multiple of {multiple}"
+        )
+    if steps < 1:
+        raise ValueError(f"steps={steps}: one or more")
     x = to_float(images).expand(-1, 3, -1, -1).to(pipeline.device)
-    x = (F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1) + 1) / 2
-    out = pipeline(list(prompts), image=x, generator=[torch.Generator().manual_seed(s) for s in seeds], num_inference_steps=steps,
-                   guidance_scale=guidance, image_guidance_scale=image_guidance, output_type="pt").images.float()
-    if not out.isfinite().all(): raise FloatingPointError(f"the model gave pixels that are not finite in {pipeline.dtype}: load it with dtype=torch.float32")
-    out = F.interpolate(out * 2 - 1, images.shape[-2:], mode="bilinear", antialias=True, align_corners=False)
+    x = (
+        F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(
+            -1, 1
+        )
+        + 1
+    ) / 2
+    out = pipeline(
+        list(prompts),
+        image=x,
+        generator=[torch.Generator().manual_seed(s) for s in seeds],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        image_guidance_scale=image_guidance,
+        output_type="pt",
+    ).images.float()
+    if not out.isfinite().all():
+        raise FloatingPointError(
+            f"the model gave pixels that are not finite in {pipeline.dtype}: load it with dtype=torch.float32"
+        )
+    out = F.interpolate(
+        out * 2 - 1, images.shape[-2:], mode="bilinear", antialias=True, align_corners=False
+    )
     return to_uint8(out if images.shape[1] == 3 else out.mean(1, keepdim=True)).to(images.device)
 
 # %% ../nbs/54_diffusemix.ipynb #f6f71653
 def tiny_pipeline(
-    folder, # to save it in
-    seed:int=0, # of its random weights
-) -> Path: # the folder, for load_pipeline
+    folder,  # to save it in
+    seed: int = 0,  # of its random weights
+) -> Path:  # the folder, for load_pipeline
     "An InstructPix2Pix of random weights, for trying what is built around it: it edits 32×32 pixels into noise"
     diffusers, transformers, folder = _extra("diffusers"), _extra("transformers"), Path(folder)
-    words = [chr(c) + end for c in range(33, 127) for end in ("", "</w>")] + ["<|startoftext|>", "<|endoftext|>"]
+    words = [chr(c) + end for c in range(33, 127) for end in ("", "</w>")] + [
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    ends = dict(bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1)
+    ends = dict(
+        bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1
+    )
     with seeded(seed):
-        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=77, **ends))
-        vae = diffusers.AutoencoderKL(block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8, sample_size=32)
-        unet = diffusers.UNet2DConditionModel(sample_size=16, in_channels=8, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=8, norm_num_groups=8,
-                                              down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
+        text = transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                vocab_size=len(words),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=77,
+                **ends,
+            )
+        )
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=(16, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=8,
+            sample_size=32,
+        )
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=16,
+            in_channels=8,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
-    pipeline = diffusers.StableDiffusionInstructPix2PixPipeline(vae, text, tokenizer, unet, diffusers.PNDMScheduler(skip_prk_steps=True), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline = diffusers.StableDiffusionInstructPix2PixPipeline(
+        vae,
+        text,
+        tokenizer,
+        unet,
+        diffusers.PNDMScheduler(skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
 # %% ../nbs/54_diffusemix.ipynb #abf97076
 def image_key(
-    image:torch.Tensor, # uint8 [C,H,W]
-) -> str: # 16 hex digits
+    image: torch.Tensor,  # uint8 [C,H,W]
+) -> str:  # 16 hex digits
     "Digest of an image's shape and pixels"
     h = hashlib.sha256(repr(list(image.shape)).encode())
     h.update(image.cpu().contiguous().numpy())
     return h.hexdigest()[:16]
 
+
 def variant_path(
-    folder,     # of edited pictures
-    name:str,   # class of the image
-    image:torch.Tensor, # uint8 [C,H,W], the original
-    prompt:str, # it was edited after
+    folder,  # of edited pictures
+    name: str,  # class of the image
+    image: torch.Tensor,  # uint8 [C,H,W], the original
+    prompt: str,  # it was edited after
 ) -> Path:
     "Where the edited double of an image lies"
     return Path(folder) / folder_name(name) / f"{image_key(image)} {folder_name(prompt)}.png"
 
 # %% ../nbs/54_diffusemix.ipynb #b063cbec
 def generate_variants(
-    pipeline,       # from load_pipeline
-    train:ImageSet, # the images to edit
-    folder,         # class folders are made in it
-    prompts=PROMPTS, # what to make of each
-    *, template:str="{}", # text for the model, with the prompt in place of {}
-    size:int=512,   # as in `edit`
-    steps:int=100,  # as in `edit`
-    guidance:float=4., # as in `edit`
-    image_guidance:float=1.5, # as in `edit`
-    batch_size:int=4, # images at a time
-    seed:int=0,     # with the image and the prompt it decides what is drawn
-    progress:bool=True, # show a progress bar
-) -> Path: # the folder
+    pipeline,  # from load_pipeline
+    train: ImageSet,  # the images to edit
+    folder,  # class folders are made in it
+    prompts=PROMPTS,  # what to make of each
+    *,
+    template: str = "{}",  # text for the model, with the prompt in place of {}
+    size: int = 512,  # as in `edit`
+    steps: int = 100,  # as in `edit`
+    guidance: float = 4.0,  # as in `edit`
+    image_guidance: float = 1.5,  # as in `edit`
+    batch_size: int = 4,  # images at a time
+    seed: int = 0,  # with the image and the prompt it decides what is drawn
+    progress: bool = True,  # show a progress bar
+) -> Path:  # the folder
     "Edit every image after every prompt and write what comes out as PNG; files that are there are not made again"
     folder, prompts = Path(folder).expanduser(), list(prompts)
-    if train.images.shape[1] not in (1, 3): raise ValueError(f"images have {train.images.shape[1]} channels: InstructPix2Pix edits colour pictures, and grey ones by way of colour")
-    if not prompts or len(set(prompts)) < len(prompts): raise ValueError(f"prompts {prompts}: one or more, each once")
-    if wrong := [p for p in prompts if not p.strip() or len(folder_name(p).encode()) > 200]: raise ValueError(f"prompt {wrong[0]!r}: a text of 1 to 200 letters, it becomes part of file names")
-    if "{}" not in template: raise ValueError(f"template {template!r} has no {{}} for the prompt")
-    weights = [classifier.digest(part) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
-    claim(folder, json.dumps(dict(made="diffusemix", weights=weights, scheduler=type(pipeline.scheduler).__name__, template=template, size=size, steps=steps,
-                                  guidance=guidance, image_guidance=image_guidance, seed=seed, dtype=str(pipeline.dtype))))
-    jobs = [(i, prompt, variant_path(folder, train.classes[label], train.images[i], prompt)) for i, label in enumerate(train.labels.tolist()) for prompt in prompts]
+    if train.images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"images have {train.images.shape[1]} channels: InstructPix2Pix edits colour pictures, and grey ones by way of colour"
+        )
+    if not prompts or len(set(prompts)) < len(prompts):
+        raise ValueError(f"prompts {prompts}: one or more, each once")
+    if wrong := [p for p in prompts if not p.strip() or len(folder_name(p).encode()) > 200]:
+        raise ValueError(
+            f"prompt {wrong[0]!r}: a text of 1 to 200 letters, it becomes part of file names"
+        )
+    if "{}" not in template:
+        raise ValueError(f"template {template!r} has no {{}} for the prompt")
+    weights = [
+        classifier.digest(part) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    ]
+    claim(
+        folder,
+        json.dumps(
+            dict(
+                made="diffusemix",
+                weights=weights,
+                scheduler=type(pipeline.scheduler).__name__,
+                template=template,
+                size=size,
+                steps=steps,
+                guidance=guidance,
+                image_guidance=image_guidance,
+                seed=seed,
+                dtype=str(pipeline.dtype),
+            )
+        ),
+    )
+    jobs = [
+        (i, prompt, variant_path(folder, train.classes[label], train.images[i], prompt))
+        for i, label in enumerate(train.labels.tolist())
+        for prompt in prompts
+    ]
     draw = lambda path: int(hashlib.sha256(f"{seed} {path.name}".encode()).hexdigest()[:15], 16)
     with tqdm(total=len(jobs), desc="edited", unit="image", disable=not progress) as bar:
         for start in range(0, len(jobs), batch_size):
-            index, words, paths = zip(*jobs[start:start + batch_size], strict=True)
+            index, words, paths = zip(*jobs[start : start + batch_size], strict=True)
             if not all(path.exists() for path in paths):
-                made = edit(pipeline, train.images[list(index)], [template.replace("{}", word) for word in words], map(draw, paths),
-                            size=size, steps=steps, guidance=guidance, image_guidance=image_guidance).cpu()
+                made = edit(
+                    pipeline,
+                    train.images[list(index)],
+                    [template.replace("{}", word) for word in words],
+                    map(draw, paths),
+                    size=size,
+                    steps=steps,
+                    guidance=guidance,
+                    image_guidance=image_guidance,
+                ).cpu()
                 for path, image in zip(paths, made, strict=True):
-                    if not path.exists(): write_png(path, image)
+                    if not path.exists():
+                        write_png(path, image)
             bar.update(len(paths))
     return folder
 
 # %% ../nbs/54_diffusemix.ipynb #e3ddf933
 def read_variants(
-    train:ImageSet, # the originals
-    folder,         # of their edited doubles
-    prompts=None,   # which of them to take; None: all that are there
-) -> tuple: # uint8 [n,V,C,H,W], the V prompts
+    train: ImageSet,  # the originals
+    folder,  # of their edited doubles
+    prompts=None,  # which of them to take; None: all that are there
+) -> tuple:  # uint8 [n,V,C,H,W], the V prompts
     "The edited doubles of every image"
     folder, side = Path(folder).expanduser(), train.images.shape[-1]
     make = "nbs/experiments/diffuse.ipynb makes them for the same data set, size, samples per class and seed"
-    if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {folder} of edited images: {make}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} of edited images: {make}")
     there = {}
     for name in train.classes:
         for path in (folder / folder_name(name)).glob("*.png"):
             key, _, prompt = path.stem.partition(" ")
             there.setdefault((name, key), {})[unquote(prompt)] = path
-    wanted = [(train.classes[label], image_key(image)) for image, label in zip(train.images, train.labels.tolist(), strict=True)]
+    wanted = [
+        (train.classes[label], image_key(image))
+        for image, label in zip(train.images, train.labels.tolist(), strict=True)
+    ]
     found = [there.get(key, {}) for key in wanted]
     if lone := [i for i, f in enumerate(found) if not f]:
-        raise ValueError(f"{folder} has no edited images for {len(lone)} of {len(train)} training images, such as image {lone[0]} of class {wanted[lone[0]][0]!r} ({wanted[lone[0]][1]}): {make}. They are found by the originals' pixels, so the originals must be loaded as they were then")
+        raise ValueError(
+            f"{folder} has no edited images for {len(lone)} of {len(train)} training images, such as image {lone[0]} of class {wanted[lone[0]][0]!r} ({wanted[lone[0]][1]}): {make}. They are found by the originals' pixels, so the originals must be loaded as they were then"
+        )
     prompts = list(prompts) if prompts else sorted(set().union(*found))
     for prompt in prompts:
         if lone := [i for i, f in enumerate(found) if prompt not in f]:
-            raise ValueError(f"{folder} has no {prompt!r} for {len(lone)} of {len(train)} training images, such as {variant_path(folder, wanted[lone[0]][0], train.images[lone[0]], prompt)}: let diffuse.ipynb finish, or choose from {', '.join(sorted(set.intersection(*map(set, found))))} with prompts=")
-    with ThreadPoolExecutor() as pool: images = torch.stack(list(pool.map(lambda path: read_picture(path, side), [f[prompt] for f in found for prompt in prompts])))
-    if train.images.shape[1] == 1: images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
+            raise ValueError(
+                f"{folder} has no {prompt!r} for {len(lone)} of {len(train)} training images, such as {variant_path(folder, wanted[lone[0]][0], train.images[lone[0]], prompt)}: let diffuse.ipynb finish, or choose from {', '.join(sorted(set.intersection(*map(set, found))))} with prompts="
+            )
+    with ThreadPoolExecutor() as pool:
+        images = torch.stack(
+            list(
+                pool.map(
+                    lambda path: read_picture(path, side),
+                    [f[prompt] for f in found for prompt in prompts],
+                )
+            )
+        )
+    if train.images.shape[1] == 1:
+        images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
     return images.unflatten(0, (len(train), len(prompts))).to(train.device), prompts
 
 # %% ../nbs/54_diffusemix.ipynb #591eaf7e
 class DiffuseMix(Mixer):
     "The union of the originals and their augmented doubles (Islam et al. 2024)"
+
     n_images = 1
-    def __init__(self,
-        train:ImageSet,  # the few images, colour or grey
-        generated,       # folder of their edited doubles, see `variant_path`
-        *, prompts=None, # which of them to take; None: all that are there
-        strength:float=.2, # λ, share of the fractal
-        pool:int=200,    # fractals to draw from
-        seed:int=0,      # of fractals and masks
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images, colour or grey
+        generated,  # folder of their edited doubles, see `variant_path`
+        *,
+        prompts=None,  # which of them to take; None: all that are there
+        strength: float = 0.2,  # λ, share of the fractal
+        pool: int = 200,  # fractals to draw from
+        seed: int = 0,  # of fractals and masks
     ):
         super().__init__(train)
-        if train.images.shape[1] not in (1, 3): raise ValueError(f"images have {train.images.shape[1]} channels: DiffuseMix takes colour or grey ones")
-        if not 0 <= strength <= 1: raise ValueError(f"strength={strength}: from 0 to 1")
+        if train.images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"images have {train.images.shape[1]} channels: DiffuseMix takes colour or grey ones"
+            )
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength={strength}: from 0 to 1")
         edited, self.prompts = read_variants(train, generated, prompts)
         n, v, channels, height, width = edited.shape
-        g, patterns = torch.Generator().manual_seed(seed), fractals(pool, width, seed, train.device, channels)
-        mask, pattern = half_masks(n * v, height, width, g, train.device), torch.randint(pool, (n * v,), generator=g).to(train.device)
+        g, patterns = (
+            torch.Generator().manual_seed(seed),
+            fractals(pool, width, seed, train.device, channels),
+        )
+        mask, pattern = (
+            half_masks(n * v, height, width, g, train.device),
+            torch.randint(pool, (n * v,), generator=g).to(train.device),
+        )
         original, made = torch.arange(n, device=train.device).repeat_interleave(v), []
         for part in torch.arange(n * v, device=train.device).split(256):
-            mixed = hybrid(to_float(train.images[original[part]]), to_float(edited.flatten(0, 1)[part]), mask[part])
+            mixed = hybrid(
+                to_float(train.images[original[part]]),
+                to_float(edited.flatten(0, 1)[part]),
+                mask[part],
+            )
             made.append(to_uint8(blend(mixed, to_float(patterns[pattern[part]]), strength)))
-        self.augmented, self.variants, self.p_gen = ImageSet(torch.cat(made), train.labels[original], train.classes), v, v / (v + 1)
+        self.augmented, self.variants, self.p_gen = (
+            ImageSet(torch.cat(made), train.labels[original], train.classes),
+            v,
+            v / (v + 1),
+        )
 
     def mix(self, index):
         "An augmented double of each image"
-        one = index[:, 0] * self.variants + torch.randint(self.variants, (len(index),), device=index.device)
+        one = index[:, 0] * self.variants + torch.randint(
+            self.variants, (len(index),), device=index.device
+        )
         return crop_flip(to_float(self.augmented.images[one]))
 
     def augment(self, images, labels, p_gen=None):
         "Each image is exchanged with probability p_gen for an augmented one of its class; labels stay"
-        made, _ = super().augment(images, labels, 1.)
-        coin = torch.rand(len(labels), device=images.device) < (self.p_gen if p_gen is None else p_gen)
+        made, _ = super().augment(images, labels, 1.0)
+        coin = torch.rand(len(labels), device=images.device) < (
+            self.p_gen if p_gen is None else p_gen
+        )
         return torch.where(coin[:, None, None, None], made, images), labels

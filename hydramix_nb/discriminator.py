@@ -17,42 +17,69 @@ from .generator import InstanceNorm
 # %% ../nbs/22_discriminator.ipynb #8695bf7c
 def _conv(in_channels, out_channels, stride, bias):
     "4×4 convolution: stride 1 keeps height and width, stride 2 halves them"
-    if stride == 2: return [nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=bias)]
+    if stride == 2:
+        return [nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=bias)]
     return [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(in_channels, out_channels, 4, bias=bias)]
 
 # %% ../nbs/22_discriminator.ipynb #1e37b62b
 def patch_block(
-    in_channels:int,  # channels in
-    out_channels:int, # channels out
-    stride:int,       # 1 keeps height and width, 2 halves them
-    norm:bool=True,   # instance norm between convolution and activation
-) -> nn.Sequential: # convolution 4×4, instance norm, LeakyReLU 0.2 (3.4)
+    in_channels: int,  # channels in
+    out_channels: int,  # channels out
+    stride: int,  # 1 keeps height and width, 2 halves them
+    norm: bool = True,  # instance norm between convolution and activation
+) -> nn.Sequential:  # convolution 4×4, instance norm, LeakyReLU 0.2 (3.4)
     "One convolutional block of the discriminator"
-    return nn.Sequential(*_conv(in_channels, out_channels, stride, not norm), *([InstanceNorm()] if norm else []), nn.LeakyReLU(0.2, inplace=True))
+    return nn.Sequential(
+        *_conv(in_channels, out_channels, stride, not norm),
+        *([InstanceNorm()] if norm else []),
+        nn.LeakyReLU(0.2, inplace=True),
+    )
 
 # %% ../nbs/22_discriminator.ipynb #0425c16d
 class Discriminator(nn.Module):
     "Four blocks, then a map of patch verdicts: 1 real, 0 generated (3.4)"
-    def __init__(self,
-        in_channels:int=3, # C_in
-        features:int=64,   # features of the first block, doubled in each of the next three
-        strides:tuple=(1, 2, 2, 2), # stride of each block: the paper's; the predecessor used 2 in all four
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # C_in
+        features: int = 64,  # features of the first block, doubled in each of the next three
+        strides: tuple = (
+            1,
+            2,
+            2,
+            2,
+        ),  # stride of each block: the paper's; the predecessor used 2 in all four
     ):
         super().__init__()
         if len(strides) != 4 or any(s not in (1, 2) for s in strides):
             raise ValueError(f"strides={strides}: four numbers, each 1 or 2")
-        if min(in_channels, features) < 1: raise ValueError(f"in_channels={in_channels}, features={features}: both are 1 or more")
+        if min(in_channels, features) < 1:
+            raise ValueError(f"in_channels={in_channels}, features={features}: both are 1 or more")
         self.in_channels, self.smallest = in_channels, max(16, 2 * prod(strides))
         sizes = [in_channels, *(features * 2**i for i in range(4))]
-        self.blocks = nn.Sequential(*(patch_block(sizes[i], sizes[i + 1], stride, norm=i > 0) for i, stride in enumerate(strides)))
+        self.blocks = nn.Sequential(
+            *(
+                patch_block(sizes[i], sizes[i + 1], stride, norm=i > 0)
+                for i, stride in enumerate(strides)
+            )
+        )
         self.verdict = nn.Sequential(*_conv(sizes[-1], 1, 1, True), nn.Sigmoid())
 
-    def forward(self,
-        images:torch.Tensor, # float [B,C,H,W] in −1…1, 16 pixels or more a side, 32 with strides of 2 throughout
-    ) -> torch.Tensor: # [B,1,h',w'] in 0…1, h' = ⌊H / product of the strides⌋
+    def forward(
+        self,
+        images: torch.Tensor,  # float [B,C,H,W] in −1…1, 16 pixels or more a side, 32 with strides of 2 throughout
+    ) -> torch.Tensor:  # [B,1,h',w'] in 0…1, h' = ⌊H / product of the strides⌋
         "Verdicts of all patches. ValueError for images of other channels or too few pixels, TypeError for bytes"
-        if not images.is_floating_point(): raise TypeError(f"images are {images.dtype}: the discriminator takes floats in −1…1 (hydramix_nb.data.to_float)")
-        if images.ndim != 4 or images.shape[1] != self.in_channels: raise ValueError(f"images {tuple(images.shape)} do not fit the discriminator: it takes [B,{self.in_channels},H,W]")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images are {images.dtype}: the discriminator takes floats in −1…1 (hydramix_nb.data.to_float)"
+            )
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images {tuple(images.shape)} do not fit the discriminator: it takes [B,{self.in_channels},H,W]"
+            )
         if min(images.shape[-2:]) < self.smallest:
-            raise ValueError(f"images of {images.shape[-2]}×{images.shape[-1]} are too small for the discriminator: {self.smallest} pixels or more a side")
+            raise ValueError(
+                f"images of {images.shape[-2]}×{images.shape[-1]} are too small for the discriminator: {self.smallest} pixels or more a side"
+            )
         return self.verdict(self.blocks(images))

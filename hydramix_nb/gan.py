@@ -23,148 +23,232 @@ from .discriminator import Discriminator
 from .files import read_tensors, write_tensors
 from .generator import Generator
 from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
-from .masks import color_owners, downsample, grid_mask, hydra_mask, mask_to_owners, noisy_segments, pair_mask, segment
-from .speed import Graph, chunks_that_fit, kept_bytes, mixed_precision, quick, ready, set_rate
-from .training import CHECKPOINT, checkpoint_header, epoch_steps, from_profile, seeded, settings_text
+from hydramix_nb.masks import (
+    color_owners,
+    downsample,
+    grid_mask,
+    hydra_mask,
+    mask_to_owners,
+    noisy_segments,
+    pair_mask,
+    segment,
+)
+from hydramix_nb.speed import (
+    Graph,
+    chunks_that_fit,
+    saved_tensor_bytes,
+    mixed_precision,
+    optimizer_options,
+    prepare,
+    set_lr,
+)
+from hydramix_nb.training import (
+    CHECKPOINT,
+    checkpoint_header,
+    epoch_steps,
+    from_profile,
+    seeded,
+    settings_text,
+)
 
 # %% ../nbs/26_gan.ipynb #5a13a423
 @dataclass(frozen=True)
 class Config:
     "Everything that decides what a generator becomes; the defaults are the paper's for ciFAIR (Table 10, 3.5, 4.10)"
-    n_images:int = 4            # N, images of a composition
-    mixing:str = "hydra"        # "hydra", "segments" (ChimeraMix+Seg) or "grid" (ChimeraMix+Grid)
-    image_size:int = 64         # side in pixels at which the generator works; images are resized to it bilinearly
-    segment_scale:float = 60    # Felzenszwalb scale, at image_size
-    min_size:int = 60           # Felzenszwalb min_size in pixels, at image_size
-    segment_noise:float = 0.    # q of Figure 8, 0…1
-    cells:int = 4               # cells a side of a grid mask (Table 10: mixing mask size)
-    features:int = 64           # features of the generator's stem
-    encoder_blocks:int = 2      # residual blocks before mixing
-    decoder_blocks:int = 2      # residual blocks after mixing
-    discriminator_features:int = 64 # features of the discriminator's first block
-    strides:tuple = (1, 2, 2, 2) # strides of the discriminator's blocks
-    batch_size:int = 64         # compositions in a step
-    epochs:int = 200            # passes over the repeated set
-    samples_per_epoch:int = 500 # compositions per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
-    steps:int|None = None       # optimiser steps in all, instead of epochs
-    lr:float = 2e-4             # initial learning rate of both Adams
-    betas:tuple = (0.5, 0.999)  # of both Adams
-    weight_decay:float = 5e-4   # of both Adams
-    milestones:tuple = (0.3, 0.6, 0.8) # shares of the training after which the learning rate falls: epochs 60, 120, 160 of 200
-    gamma:float = 0.2           # by which it falls
-    alpha_rec:float = 1000.     # α_rec
-    alpha_per:float = 1.        # α_per
-    alpha_disc:float = 1.       # α_G,disc
-    levels:int = 3              # L, levels of the Laplacian pyramid
-    augment:bool = True         # reflect-padded random crop and flip
-    seed:int = 0                # of weights, sampling and augmentation
+
+    n_images: int = 4  # N, images of a composition
+    mixing: str = "hydra"  # "hydra", "segments" (ChimeraMix+Seg) or "grid" (ChimeraMix+Grid)
+    image_size: int = (
+        64  # side in pixels at which the generator works; images are resized to it bilinearly
+    )
+    segment_scale: float = 60  # Felzenszwalb scale, at image_size
+    min_size: int = 60  # Felzenszwalb min_size in pixels, at image_size
+    segment_noise: float = 0.0  # q of Figure 8, 0…1
+    cells: int = 4  # cells a side of a grid mask (Table 10: mixing mask size)
+    features: int = 64  # features of the generator's stem
+    encoder_blocks: int = 2  # residual blocks before mixing
+    decoder_blocks: int = 2  # residual blocks after mixing
+    discriminator_features: int = 64  # features of the discriminator's first block
+    strides: tuple = (1, 2, 2, 2)  # strides of the discriminator's blocks
+    batch_size: int = 64  # compositions in a step
+    epochs: int = 200  # passes over the repeated set
+    samples_per_epoch: int = 500  # compositions per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
+    steps: int | None = None  # optimiser steps in all, instead of epochs
+    lr: float = 2e-4  # initial learning rate of both Adams
+    betas: tuple = (0.5, 0.999)  # of both Adams
+    weight_decay: float = 5e-4  # of both Adams
+    milestones: tuple = (
+        0.3,
+        0.6,
+        0.8,
+    )  # shares of the training after which the learning rate falls: epochs 60, 120, 160 of 200
+    gamma: float = 0.2  # by which it falls
+    alpha_rec: float = 1000.0  # α_rec
+    alpha_per: float = 1.0  # α_per
+    alpha_disc: float = 1.0  # α_G,disc
+    levels: int = 3  # L, levels of the Laplacian pyramid
+    augment: bool = True  # reflect-padded random crop and flip
+    seed: int = 0  # of weights, sampling and augmentation
 
     def __post_init__(self):
-        for name in ("betas", "strides", "milestones"): object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("betas", "strides", "milestones"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.mixing not in MIXINGS:
             raise ValueError(f"mixing={self.mixing!r}: one of {', '.join(MIXINGS)}")
         if self.n_images < 1 or (self.mixing == "segments" and self.n_images != 2):
-            raise ValueError(f"n_images={self.n_images} with mixing={self.mixing!r}: 1 or more, and exactly 2 with 'segments'")
+            raise ValueError(
+                f"n_images={self.n_images} with mixing={self.mixing!r}: 1 or more, and exactly 2 with 'segments'"
+            )
         if self.image_size % Generator.scale or self.image_size < 16:
-            raise ValueError(f"image_size={self.image_size}: a multiple of {Generator.scale}, from 16 up")
-        if not 1 <= self.levels or self.image_size < 3 * 2**(self.levels - 1):
-            raise ValueError(f"levels={self.levels}: 1 or more, and image_size={self.image_size} must be at least 3·2^(levels−1)")
-        for name in ("batch_size", "epochs", "samples_per_epoch", "features", "discriminator_features", "lr", "segment_scale", "cells"):
-            if getattr(self, name) <= 0: raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
+            raise ValueError(
+                f"image_size={self.image_size}: a multiple of {Generator.scale}, from 16 up"
+            )
+        if not 1 <= self.levels or self.image_size < 3 * 2 ** (self.levels - 1):
+            raise ValueError(
+                f"levels={self.levels}: 1 or more, and image_size={self.image_size} must be at least 3·2^(levels−1)"
+            )
+        for name in (
+            "batch_size",
+            "epochs",
+            "samples_per_epoch",
+            "features",
+            "discriminator_features",
+            "lr",
+            "segment_scale",
+            "cells",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
         for name in ("encoder_blocks", "decoder_blocks", "min_size", "weight_decay", "gamma"):
-            if getattr(self, name) < 0: raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
-        if not 0 <= self.segment_noise <= 1: raise ValueError(f"segment_noise={self.segment_noise}: a probability, 0…1")
-        if self.steps is not None and self.steps < 1: raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
+        if not 0 <= self.segment_noise <= 1:
+            raise ValueError(f"segment_noise={self.segment_noise}: a probability, 0…1")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+
 
 MIXINGS = ("hydra", "segments", "grid")
 
 # %% ../nbs/26_gan.ipynb #a3d8c09c
 def profile(
-    name:str="paper",   # "paper", "small" (minutes on two cores) or "tiny" (seconds; its images mean nothing)
-    size:int=32,        # side of the data's images in pixels: up to 64 the paper's ciFAIR column, above its STL-10 column
-    **changes,          # fields of Config to set otherwise
+    name: str = "paper",  # "paper", "small" (minutes on two cores) or "tiny" (seconds; its images mean nothing)
+    size: int = 32,  # side of the data's images in pixels: up to 64 the paper's ciFAIR column, above its STL-10 column
+    **changes,  # fields of Config to set otherwise
 ) -> Config:
     "The paper's settings for images of this size, or a smaller version of them"
-    column = {} if size <= 64 else dict(image_size=96, segment_scale=400, min_size=400, batch_size=8, samples_per_epoch=30)
+    column = (
+        {}
+        if size <= 64
+        else dict(
+            image_size=96, segment_scale=400, min_size=400, batch_size=8, samples_per_epoch=30
+        )
+    )
     return from_profile(Config, PROFILES, name, changes, "a generator", **column)
+
 
 PROFILES = dict(
     paper={},
     small=dict(features=16, discriminator_features=16, batch_size=2, lr=1e-3, steps=1200),
-    tiny=dict(features=4, discriminator_features=4, image_size=32, segment_scale=60, min_size=60, batch_size=4, lr=1e-3, steps=4))
+    tiny=dict(
+        features=4,
+        discriminator_features=4,
+        image_size=32,
+        segment_scale=60,
+        min_size=60,
+        batch_size=4,
+        lr=1e-3,
+        steps=4,
+    ),
+)
 
 # %% ../nbs/26_gan.ipynb #fd8965ec
 def resize(
-    images:torch.Tensor, # uint8 or float [n,C,H,W]
-    size:int,            # side in pixels
-) -> torch.Tensor: # [n,C,size,size], dtype kept
+    images: torch.Tensor,  # uint8 or float [n,C,H,W]
+    size: int,  # side in pixels
+) -> torch.Tensor:  # [n,C,size,size], dtype kept
     "Bilinear up, area mean down: the way into the generator and back (3.5)"
-    if images.shape[-2:] == (size, size): return images
+    if images.shape[-2:] == (size, size):
+        return images
     x = images.float()
-    x = F.interpolate(x, size=(size, size), mode="area") if size < x.shape[-1] else F.interpolate(x, size=(size, size), mode="bilinear")
+    x = (
+        F.interpolate(x, size=(size, size), mode="area")
+        if size < x.shape[-1]
+        else F.interpolate(x, size=(size, size), mode="bilinear")
+    )
     return x if images.is_floating_point() else x.round().to(images.dtype)
 
 # %% ../nbs/26_gan.ipynb #8b2e9556
 def label_maps(
-    images:torch.Tensor, # uint8 [n,C,S,S], at the generator's size
-    config:Config,       # mixing, segment_scale, min_size
-    cache=None,          # folder for label maps
-) -> tuple: # int16 [n,S,S] on the images' device (int32 beyond 32,767 labels), and an upper bound of label + 1
+    images: torch.Tensor,  # uint8 [n,C,S,S], at the generator's size
+    config: Config,  # mixing, segment_scale, min_size
+    cache=None,  # folder for label maps
+) -> tuple:  # int16 [n,S,S] on the images' device (int32 beyond 32,767 labels), and an upper bound of label + 1
     "Segments of every image, once (3.2); grid masks look at none, so there all is one segment"
-    if config.mixing == "grid": return torch.zeros(len(images), *images.shape[-2:], dtype=torch.int16, device=images.device), 1
+    if config.mixing == "grid":
+        return torch.zeros(
+            len(images), *images.shape[-2:], dtype=torch.int16, device=images.device
+        ), 1
     segments = segment(images, config.segment_scale, config.min_size, cache=cache)
     n_segments = int(segments.max()) + 1
     return segments.to(torch.int16 if n_segments < 2**15 else torch.int32), n_segments
 
 # %% ../nbs/26_gan.ipynb #93878755
 def draw(
-    images:torch.Tensor,   # uint8 [n,C,S,S], at the generator's size
-    segments:torch.Tensor, # label maps [n,S,S] of the same images
-    index:torch.Tensor,    # int64 [B,N]: the images of each composition
-    config:Config,         # n_images, mixing, augment, …
-    size:int,              # side of the mask: S / 4 in feature space, S in pixel space
-    n_segments:int|None=None, # more than the largest label; found by looking (a wait for the GPU) if not given
-) -> tuple: # I float [B,N,C,S,S] in −1…1, M float [B,N,size,size]
+    images: torch.Tensor,  # uint8 [n,C,S,S], at the generator's size
+    segments: torch.Tensor,  # label maps [n,S,S] of the same images
+    index: torch.Tensor,  # int64 [B,N]: the images of each composition
+    config: Config,  # n_images, mixing, augment, …
+    size: int,  # side of the mask: S / 4 in feature space, S in pixel space
+    n_segments: int
+    | None = None,  # more than the largest label; found by looking (a wait for the GPU) if not given
+) -> tuple:  # I float [B,N,C,S,S] in −1…1, M float [B,N,size,size]
     "Images and mixing mask of a batch of compositions: gather, crop, flip, mask (3.2)"
     flat = index.flatten()
     x, s = to_float(images[flat]), segments[flat]
-    if config.augment: x, s = crop_flip(x, s)
+    if config.augment:
+        x, s = crop_flip(x, s)
     s = downsample(s, size).unflatten(0, index.shape)
     return x.unflatten(0, index.shape), mixing_mask(s, config, n_segments)
 
+
 def mixing_mask(
-    segments:torch.Tensor, # label maps [B,N,h,w]
-    config:Config,         # mixing, segment_noise, cells
-    n_segments:int|None=None, # more than the largest label
-) -> torch.Tensor: # M float [B,N,h,w], one-hot over N
+    segments: torch.Tensor,  # label maps [B,N,h,w]
+    config: Config,  # mixing, segment_noise, cells
+    n_segments: int | None = None,  # more than the largest label
+) -> torch.Tensor:  # M float [B,N,h,w], one-hot over N
     "The mask that `config.mixing` names, segments distorted first if noise is asked for"
     if config.segment_noise:
         segments = noisy_segments(segments, config.segment_noise, n_segments=n_segments)
         n_segments = n_segments and 2 * n_segments
-    if config.mixing == "hydra": return hydra_mask(segments, n_segments=n_segments)
-    if config.mixing == "segments": return pair_mask(segments, n_segments=n_segments)
+    if config.mixing == "hydra":
+        return hydra_mask(segments, n_segments=n_segments)
+    if config.mixing == "segments":
+        return pair_mask(segments, n_segments=n_segments)
     return grid_mask(*segments.shape, cells=config.cells, device=segments.device)
 
 # %% ../nbs/26_gan.ipynb #6c59e508
 @torch.no_grad()
 def compositions(
-    generator:Generator, # Gen
-    images:torch.Tensor, # I [B,N,C,S,S] in −1…1
-    mask:torch.Tensor,   # M [B,N,h,w]
-) -> torch.Tensor: # [B,N+2,3,S,S] in −1…1
+    generator: Generator,  # Gen
+    images: torch.Tensor,  # I [B,N,C,S,S] in −1…1
+    mask: torch.Tensor,  # M [B,N,h,w]
+) -> torch.Tensor:  # [B,N+2,3,S,S] in −1…1
     "Pictures in rows: the N images, the mask in its owners' colours, the composition. Other than three channels: the first, in grey"
     owners = to_float(color_owners(mask_to_owners(F.interpolate(mask, size=images.shape[-2:]))))
-    rgb = lambda x: x if x.shape[-3] == 3 else x.narrow(-3, 0, 1).expand(*x.shape[:-3], 3, *x.shape[-2:])
+    rgb = lambda x: (
+        x if x.shape[-3] == 3 else x.narrow(-3, 0, 1).expand(*x.shape[:-3], 3, *x.shape[-2:])
+    )
     return torch.cat([rgb(images), owners[:, None], rgb(generator(images, mask))[:, None]], 1)
 
 # %% ../nbs/26_gan.ipynb #ea67f930
 def generator_loss(
-    generator:Generator, # Gen
-    discriminator:Discriminator, # judges the mixed images; its weights are not changed by this
-    images:torch.Tensor, # I [B,N,C,S,S]
-    mask:torch.Tensor,   # M [B,N,h,w]
-    config:Config,       # the three α
-) -> tuple: # L, the mixed images Î [B,C,S,S], the three terms as a dict of scalars
+    generator: Generator,  # Gen
+    discriminator: Discriminator,  # judges the mixed images; its weights are not changed by this
+    images: torch.Tensor,  # I [B,N,C,S,S]
+    mask: torch.Tensor,  # M [B,N,h,w]
+    config: Config,  # the three α
+) -> tuple:  # L, the mixed images Î [B,C,S,S], the three terms as a dict of scalars
     "Eq. 6 with one encoding and one decoding: the features that are mixed are those that are reconstructed"
     features = generator.encode(images)
     batch, n = images.shape[:2]
@@ -172,77 +256,126 @@ def generator_loss(
     mixed, reconstructed = decoded[:batch], decoded[batch:].unflatten(0, (batch, n))
     terms = dict(
         rec=reconstruction_loss(reconstructed, images),
-        per=laplacian_loss(reconstructed[:, :2].flatten(0, 1), images[:, :2].flatten(0, 1), config.levels),
-        disc=adversarial_loss(discriminator(mixed), True))
+        per=laplacian_loss(
+            reconstructed[:, :2].flatten(0, 1), images[:, :2].flatten(0, 1), config.levels
+        ),
+        disc=adversarial_loss(discriminator(mixed), True),
+    )
     return sum(getattr(config, f"alpha_{k}") * v for k, v in terms.items()), mixed, terms
 
 # %% ../nbs/26_gan.ipynb #475199ad
 def discriminator_loss(
-    discriminator:Discriminator, # the judge
-    real:torch.Tensor,  # [B,C,S,S], one of the N images of each sample
-    mixed:torch.Tensor, # [B,C,S,S], detached
-) -> torch.Tensor: # scalar
+    discriminator: Discriminator,  # the judge
+    real: torch.Tensor,  # [B,C,S,S], one of the N images of each sample
+    mixed: torch.Tensor,  # [B,C,S,S], detached
+) -> torch.Tensor:  # scalar
     "Verdict 1 on photographs, 0 on mixed images, both halves in one pass (3.5)"
     on_real, on_mixed = discriminator(torch.cat([real, mixed])).chunk(2)
     return (adversarial_loss(on_real, True) + adversarial_loss(on_mixed, False)) / 2
 
 # %% ../nbs/26_gan.ipynb #cea0fa2b
 def step_bytes(
-    config:Config, # settings
-    channels:int,  # of the images
-    n:int,         # images
-) -> tuple: # bytes of a step for each composition, and bytes for all together
+    config: Config,  # settings
+    channels: int,  # of the images
+    n: int,  # images
+) -> tuple:  # bytes of a step for each composition, and bytes for all together
     "Memory of a step, from shapes alone: what autograd keeps and half of it again on the way back; weights, gradients and Adam's moments; images and label maps"
     with torch.device("meta"):
-        nets = Generator(channels, config.features, config.encoder_blocks, config.decoder_blocks), Discriminator(channels, config.discriminator_features, config.strides)
+        nets = (
+            Generator(channels, config.features, config.encoder_blocks, config.decoder_blocks),
+            Discriminator(channels, config.discriminator_features, config.strides),
+        )
         S, s = config.image_size, config.image_size // Generator.scale
-        I, M = torch.empty(2, config.n_images, channels, S, S), torch.empty(2, config.n_images, s, s)
+        I, M = (
+            torch.empty(2, config.n_images, channels, S, S),
+            torch.empty(2, config.n_images, s, s),
+        )
     nets[1].requires_grad_(False)
-    one, two = (kept_bytes(lambda b=b: generator_loss(*nets, I[:b], M[:b], config)) for b in (1, 2))
+    one, two = (
+        saved_tensor_bytes(lambda b=b: generator_loss(*nets, I[:b], M[:b], config)) for b in (1, 2)
+    )
     weights = sum(p.nbytes for net in nets for p in net.parameters())
     return 1.5 * (two - one), 4 * weights + 2 * one - two + n * S * S * (channels + 14)
 
 # %% ../nbs/26_gan.ipynb #e72345b6
 class Training(training.Training):
     "Generator and discriminator, their Adams, resident data. One call of `step` is one step of both sides"
-    def __init__(self,
-        train:ImageSet, # the few images; training runs on their device
-        config:Config,  # settings
-        cache=None,     # folder for label maps
-        *, fast:bool|None=None, # see `speed.ready`
-        chunks:int|None=None,   # parts that the batch goes through in; None: as many as memory asks for
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images; training runs on their device
+        config: Config,  # settings
+        cache=None,  # folder for label maps
+        *,
+        fast: bool | None = None,  # see `speed.prepare`
+        chunks: int
+        | None = None,  # parts that the batch goes through in; None: as many as memory asks for
     ):
         super().__init__(train, config)
         channels = train.images.shape[1]
-        self.chunks = chunks or chunks_that_fit(config.batch_size, *step_bytes(config, channels, len(train)), self.device, "image_size or features")
+        self.chunks = chunks or chunks_that_fit(
+            config.batch_size,
+            *step_bytes(config, channels, len(train)),
+            self.device,
+            "image_size or features",
+        )
         self.images = resize(train.images, config.image_size)
         self.segments, self.n_segments = label_maps(self.images, config, cache)
-        self.generator = Generator(channels, config.features, config.encoder_blocks, config.decoder_blocks).to(self.device)
-        self.discriminator = Discriminator(channels, config.discriminator_features, config.strides).to(self.device)
+        self.generator = Generator(
+            channels, config.features, config.encoder_blocks, config.decoder_blocks
+        ).to(self.device)
+        self.discriminator = Discriminator(
+            channels, config.discriminator_features, config.strides
+        ).to(self.device)
         self.networks = dict(generator=self.generator, discriminator=self.discriminator)
-        self.on = ready(self.networks.values(), fast)
-        self.optimizers = {side: torch.optim.Adam(net.parameters(), betas=config.betas, weight_decay=config.weight_decay,
-                                                  **(quick(self.device, config.lr, adam=True) if self.on else dict(lr=config.lr))) for side, net in self.networks.items()}
-        self.losses = [torch.compile(f) if "compiled" in self.on else f for f in (generator_loss, discriminator_loss)]
+        self.on = prepare(self.networks.values(), fast)
+        self.optimizers = {
+            side: torch.optim.Adam(
+                net.parameters(),
+                betas=config.betas,
+                weight_decay=config.weight_decay,
+                **(
+                    optimizer_options(self.device, config.lr, adam=True)
+                    if self.on
+                    else dict(lr=config.lr)
+                ),
+            )
+            for side, net in self.networks.items()
+        }
+        self.losses = [
+            torch.compile(f) if "compiled" in self.on else f
+            for f in (generator_loss, discriminator_loss)
+        ]
         self.both = Graph(self.both_sides) if "recorded step" in self.on else self.both_sides
 
     def lr(self):
         "Initial rate times γ for every milestone passed"
-        return self.config.lr * self.config.gamma ** sum(self.done >= m * self.steps for m in self.config.milestones)
+        return self.config.lr * self.config.gamma ** sum(
+            self.done >= m * self.steps for m in self.config.milestones
+        )
 
     def batch(self, first=None):
         "Indices [B,N] of the next batch: the first image walks through the shuffled, repeated set, the others are drawn from its class"
-        if first is None: first = self.next()
+        if first is None:
+            first = self.next()
         others = self.train.same_class(self.train.labels[first], self.config.n_images)[:, 1:]
         return torch.cat([first[:, None], others], 1)
 
     def draw(self, index, config=None):
         "Images and mask of the compositions `index`, at the generator's size"
-        return draw(self.images, self.segments, index, config or self.config, self.config.image_size // Generator.scale, self.n_segments)
+        return draw(
+            self.images,
+            self.segments,
+            index,
+            config or self.config,
+            self.config.image_size // Generator.scale,
+            self.n_segments,
+        )
 
     def step(self):
         "One step of the generator and one of the discriminator on the same batch (3.5)"
-        for optimizer in self.optimizers.values(): set_rate(optimizer.param_groups[0], self.lr())
+        for optimizer in self.optimizers.values():
+            set_lr(optimizer.param_groups[0], self.lr())
         losses = self.both(self.next())
         self.done += 1
         return losses
@@ -252,11 +385,18 @@ class Training(training.Training):
         images, mask = (x.chunk(self.chunks) for x in self.draw(self.batch(first)))
         generator_loss, discriminator_loss = self.losses
         self.discriminator.requires_grad_(False)
-        terms, mixed = self.side("generator", images, mask, lambda I, M: generator_loss(self.generator, self.discriminator, I, M, self.config))
+        terms, mixed = self.side(
+            "generator",
+            images,
+            mask,
+            lambda I, M: generator_loss(self.generator, self.discriminator, I, M, self.config),
+        )
         self.discriminator.requires_grad_(True)
+
         def judged(I, mixed):
             loss = discriminator_loss(self.discriminator, I[:, 0], mixed)
             return loss, mixed, dict(discriminator=loss)
+
         return terms | self.side("discriminator", images, mixed, judged)[0]
 
     def side(self, name, images, others, loss_of):
@@ -264,23 +404,31 @@ class Training(training.Training):
         means, made = {}, []
         self.optimizers[name].zero_grad(set_to_none=True)
         for part, other in zip(images, others, strict=True):
-            with mixed_precision(self.on, self.device): loss, out, terms = loss_of(part, other)
+            with mixed_precision(self.on, self.device):
+                loss, out, terms = loss_of(part, other)
             share = len(part) / self.config.batch_size
             (loss * share).backward()
-            for k, v in terms.items(): means[k] = means.get(k, 0) + v.detach() * share
+            for k, v in terms.items():
+                means[k] = means.get(k, 0) + v.detach() * share
             made.append(out.detach())
         self.optimizers[name].step()
         return means, made
 
-    def measure(self): return dict(lr=float(self.optimizers["generator"].param_groups[0]["lr"]))
+    def measure(self):
+        return dict(lr=float(self.optimizers["generator"].param_groups[0]["lr"]))
 
     def picture(self):
         "A row per class, six at most: images, mask, composition; the same ones every time"
-        index = self.train.same_class(torch.arange(min(6, len(self.train.classes)), device=self.device), self.config.n_images)
+        index = self.train.same_class(
+            torch.arange(min(6, len(self.train.classes)), device=self.device), self.config.n_images
+        )
         rows = compositions(self.generator, *self.draw(index, replace(self.config, augment=False)))
-        return "compositions", torch.from_numpy(image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()).permute(2, 0, 1)
+        return "compositions", torch.from_numpy(
+            image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
+        ).permute(2, 0, 1)
 
-    def finish(self, folder): self.trained().save(folder)
+    def finish(self, folder):
+        self.trained().save(folder)
 
     def trained(self):
         "The generator as it is now"
@@ -290,18 +438,29 @@ class Training(training.Training):
 @dataclass
 class Trained:
     "A trained generator with what is needed to use it"
-    generator:Generator  # in evaluation mode
-    config:Config        # how it was trained
-    classes:list         # names of the classes it saw
-    history:list = field(default_factory=list) # one dict per logged step: step, rec, per, disc, discriminator, lr
 
-    def save(self,
-        path, # file to write; in an existing folder, generator.safetensors
-    ) -> Path: # the file
+    generator: Generator  # in evaluation mode
+    config: Config  # how it was trained
+    classes: list  # names of the classes it saw
+    history: list = field(
+        default_factory=list
+    )  # one dict per logged step: step, rec, per, disc, discriminator, lr
+
+    def save(
+        self,
+        path,  # file to write; in an existing folder, generator.safetensors
+    ) -> Path:  # the file
         "Weights as safetensors, config and version as JSON in its header; the file appears when it is whole"
-        header = dict(kind="generator", version=__version__, config=json.dumps(asdict(self.config)), classes=json.dumps(self.classes),
-                      in_channels=str(self.generator.in_channels), history=json.dumps(self.history))
+        header = dict(
+            kind="generator",
+            version=__version__,
+            config=json.dumps(asdict(self.config)),
+            classes=json.dumps(self.classes),
+            in_channels=str(self.generator.in_channels),
+            history=json.dumps(self.history),
+        )
         return write_tensors(weights_path(path), self.generator.state_dict(), header)
+
 
 def weights_path(path):
     "The file itself, or generator.safetensors in a folder"
@@ -310,50 +469,85 @@ def weights_path(path):
 
 # %% ../nbs/26_gan.ipynb #72bab209
 def load(
-    path,         # a file that Trained.save wrote, or the folder with it
-    device="cpu", # where to put the generator
+    path,  # a file that Trained.save wrote, or the folder with it
+    device="cpu",  # where to put the generator
 ) -> Trained:
     "A trained generator from disk"
     path = weights_path(path)
     if not path.exists() and (path.parent / CHECKPOINT).exists():
-        raise FileNotFoundError(f"{path.parent} holds a training that is not finished: gan.fit with the same settings and folder finishes it")
+        raise FileNotFoundError(
+            f"{path.parent} holds a training that is not finished: gan.fit with the same settings and folder finishes it"
+        )
     tensors, header = read_tensors(path, "generator", device)
-    try: config = Config(**json.loads(header["config"]))
-    except (TypeError, ValueError) as e: raise ValueError(f"{path} was written by version {header['version']} with other settings ({e}); this is version {__version__}") from e
-    generator = Generator(int(header["in_channels"]), config.features, config.encoder_blocks, config.decoder_blocks)
-    try: generator.load_state_dict(tensors)
-    except RuntimeError as e: raise ValueError(f"{path} holds weights of another architecture: {e}") from e
-    return Trained(generator.eval().to(device), config, json.loads(header["classes"]), json.loads(header["history"]))
+    try:
+        config = Config(**json.loads(header["config"]))
+    except (TypeError, ValueError) as e:
+        raise ValueError(
+            f"{path} was written by version {header['version']} with other settings ({e}); this is version {__version__}"
+        ) from e
+    generator = Generator(
+        int(header["in_channels"]), config.features, config.encoder_blocks, config.decoder_blocks
+    )
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise ValueError(f"{path} holds weights of another architecture: {e}") from e
+    return Trained(
+        generator.eval().to(device),
+        config,
+        json.loads(header["classes"]),
+        json.loads(header["history"]),
+    )
 
 # %% ../nbs/26_gan.ipynb #fbdf1040
 def check(train, config):
     "Errors that should come before the work"
     if train.images.shape[-1] != train.images.shape[-2]:
-        raise ValueError(f"images of {train.images.shape[-2]}×{train.images.shape[-1]} are not square: load them with load_images(…, size=…)")
-    if len(train.classes) < 2: raise ValueError(f"there is a single class, {train.classes[0]!r}: telling classes apart takes two")
+        raise ValueError(
+            f"images of {train.images.shape[-2]}×{train.images.shape[-1]} are not square: load them with load_images(…, size=…)"
+        )
+    if len(train.classes) < 2:
+        raise ValueError(
+            f"there is a single class, {train.classes[0]!r}: telling classes apart takes two"
+        )
     needed = min(config.n_images, 2)
-    for name, n in zip(train.classes, torch.bincount(train.labels, minlength=len(train.classes)).tolist(), strict=True):
-        if n < needed: raise ValueError(f"class {name!r} has {n} image{'s' * (n != 1)}: mixing needs {needed} or more; add images or leave the class out")
+    for name, n in zip(
+        train.classes,
+        torch.bincount(train.labels, minlength=len(train.classes)).tolist(),
+        strict=True,
+    ):
+        if n < needed:
+            raise ValueError(
+                f"class {name!r} has {n} image{'s' * (n != 1)}: mixing needs {needed} or more; add images or leave the class out"
+            )
+
 
 def finished(folder, settings, config, steps, device):
     "What a finished training left in its folder, or None"
     header = checkpoint_header(folder / CHECKPOINT, settings)
-    if header is None or int(header["done"]) < steps: return None
-    try: trained = load(folder, device)
-    except (FileNotFoundError, ValueError): return None # the checkpoint has it as well
+    if header is None or int(header["done"]) < steps:
+        return None
+    try:
+        trained = load(folder, device)
+    except (FileNotFoundError, ValueError):
+        return None  # the checkpoint has it as well
     return trained if trained.config == config else None
 
+
 def fit_once(
-    start,    # () → Training, called where the folder holds none that is finished
-    train,    # the few images; training runs on their device
-    config,   # settings
-    folder,   # of the training, or None
-    settings, # `settings_text`
-    **options,# of `training.run`
+    start,  # () → Training, called where the folder holds none that is finished
+    train,  # the few images; training runs on their device
+    config,  # settings
+    folder,  # of the training, or None
+    settings,  # `settings_text`
+    **options,  # of `training.run`
 ) -> Trained:
     "The generator that a finished training left in the folder, or else that of a training taken to its last step"
-    trained = folder is not None and finished(Path(folder).expanduser(), settings, config, epoch_steps(train, config)[1], train.device)
-    if trained: return trained
+    trained = folder is not None and finished(
+        Path(folder).expanduser(), settings, config, epoch_steps(train, config)[1], train.device
+    )
+    if trained:
+        return trained
     with seeded(config.seed, train.device):
         state = start()
         training.run(state, folder, settings, name="generator", **options)
@@ -361,22 +555,39 @@ def fit_once(
 
 # %% ../nbs/26_gan.ipynb #ff252190
 def fit(
-    train:ImageSet,       # the few images; training runs on their device
-    config:Config=None,   # settings; None: the paper's for images of this size
-    *, folder=None,       # where checkpoint, generator, pictures and TensorBoard log go; a checkpoint found there is gone on from
-    checkpoint_minutes:float=5, # minutes between checkpoints
-    picture_every:int|None=None, # steps between picture grids in `folder`; None: ten in all
-    cache=None,           # folder for label maps, shared between trainings
-    progress:bool=True,   # show a progress bar
-    fast:bool|None=None,  # None: what is known to win on the device; False: the plain reference; True: torch.compile as well
-    chunks:int|None=None, # parts that a batch goes through in, for less memory and the same gradients; None: as many as memory asks for
+    train: ImageSet,  # the few images; training runs on their device
+    config: Config = None,  # settings; None: the paper's for images of this size
+    *,
+    folder=None,  # where checkpoint, generator, pictures and TensorBoard log go; a checkpoint found there is gone on from
+    checkpoint_minutes: float = 5,  # minutes between checkpoints
+    picture_every: int | None = None,  # steps between picture grids in `folder`; None: ten in all
+    cache=None,  # folder for label maps, shared between trainings
+    progress: bool = True,  # show a progress bar
+    fast: bool
+    | None = None,  # None: what is known to win on the device; False: the plain reference; True: torch.compile as well
+    chunks: int
+    | None = None,  # parts that a batch goes through in, for less memory and the same gradients; None: as many as memory asks for
 ) -> Trained:
     "Train a generator on a few images (3.5). The same seed on the same machine gives the same weights on the CPU, interrupted or not"
     config = config or profile(size=max(train.images.shape[-2:]))
     check(train, config)
+
     def start():
         state = Training(train, config, cache, fast=fast, chunks=chunks)
-        if progress: print(f"generator: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}{f'; in {state.chunks} chunks' * (state.chunks > 1)}")
+        if progress:
+            print(
+                f"generator: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}{f'; in {state.chunks} chunks' * (state.chunks > 1)}"
+            )
         return state
+
     settings = settings_text(config=asdict(config), images=train.digest())
-    return fit_once(start, train, config, folder, settings, checkpoint_minutes=checkpoint_minutes, picture_every=picture_every, progress=progress)
+    return fit_once(
+        start,
+        train,
+        config,
+        folder,
+        settings,
+        checkpoint_minutes=checkpoint_minutes,
+        picture_every=picture_every,
+        progress=progress,
+    )

@@ -14,51 +14,87 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 # %% ../nbs/20_generator.ipynb #47409ae6
-def autocasts(x): return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+def autocasts(x):
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
 
 class InstanceNorm(nn.Module):
     "Every channel of every image to mean 0 and variance 1 over its own pixels; nothing is learned (3.1)"
+
     def forward(self, x):
-        if not autocasts(x): return F.group_norm(x, x.shape[1])
-        with torch.autocast(x.device.type, enabled=False): return F.group_norm(x, x.shape[1])
+        if not autocasts(x):
+            return F.group_norm(x, x.shape[1])
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, x.shape[1])
 
 # %% ../nbs/20_generator.ipynb #ff383400
 def conv_block(
-    in_channels:int,  # channels in
-    out_channels:int, # channels out
-    kernel_size:int,  # 7 for the stem, 3 for the down-scaling blocks
-    stride:int=1,     # 2 halves height and width
-    reflect:bool=False, # reflect at the border instead of padding with zeros
-) -> nn.Sequential: # convolution, instance norm, ReLU (3.1)
+    in_channels: int,  # channels in
+    out_channels: int,  # channels out
+    kernel_size: int,  # 7 for the stem, 3 for the down-scaling blocks
+    stride: int = 1,  # 2 halves height and width
+    reflect: bool = False,  # reflect at the border instead of padding with zeros
+) -> nn.Sequential:  # convolution, instance norm, ReLU (3.1)
     "The paper's convolutional block, without a bias: the norm behind it would take it out again"
     padding_mode = "reflect" if reflect else "zeros"
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False, padding_mode=padding_mode),
-        InstanceNorm(), nn.ReLU(inplace=True))
+        nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            kernel_size // 2,
+            bias=False,
+            padding_mode=padding_mode,
+        ),
+        InstanceNorm(),
+        nn.ReLU(inplace=True),
+    )
 
 # %% ../nbs/20_generator.ipynb #a4110bb1
-_B_T = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
-_G = [[1/4, 0, 0], [-1/6, -1/6, -1/6], [-1/6, 1/6, -1/6], [1/24, 1/12, 1/6], [1/24, -1/12, 1/6], [0, 0, 1]]
+_B_T = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+_G = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
 _A_T = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 # %% ../nbs/20_generator.ipynb #4aabf6c9
 @lru_cache(maxsize=64)
 def winograd_matrices(n, device):
     "T [6·n/4, n], a reflected side of n positions to pieces of six, and the way back [n, 6·n/4]"
-    with torch.inference_mode(False): # kept for later calls, which may want gradients
+    with torch.inference_mode(False):  # kept for later calls, which may want gradients
         source = 4 * torch.arange(n // 4)[:, None] + torch.arange(6) - 1
-        reflected = F.one_hot(n - 1 - (n - 1 - source.abs()).abs(), n).float() # [n/4,6,n]
+        reflected = F.one_hot(n - 1 - (n - 1 - source.abs()).abs(), n).float()  # [n/4,6,n]
         there = torch.einsum("ij,kjn->ikn", torch.tensor(_B_T).float(), reflected).flatten(0, 1)
-        back = torch.einsum("oi,kl->koil", torch.tensor(_A_T).float(), torch.eye(n // 4)).flatten(2).flatten(0, 1)
+        back = (
+            torch.einsum("oi,kl->koil", torch.tensor(_A_T).float(), torch.eye(n // 4))
+            .flatten(2)
+            .flatten(0, 1)
+        )
         return there.to(device), back.to(device)
 
+
 @torch.compiler.assume_constant_result
-def _matrices(n, device): return winograd_matrices(n, device)
+def _matrices(n, device):
+    return winograd_matrices(n, device)
+
 
 def winograd(
-    x:torch.Tensor,      # float32 [h,w,B,C], h and w multiples of 4: positions first
-    weight:torch.Tensor, # [O,C,3,3]
-) -> torch.Tensor: # [h,w,B,O]
+    x: torch.Tensor,  # float32 [h,w,B,C], h and w multiples of 4: positions first
+    weight: torch.Tensor,  # [O,C,3,3]
+) -> torch.Tensor:  # [h,w,B,O]
     "Convolution 3×3 with reflection at the border, a quarter of the multiplications"
     (h, w, B, C), O = x.shape, len(weight)
     (down, down_back), (along, along_back) = (_matrices(n, x.device) for n in (h, w))
@@ -72,96 +108,143 @@ def winograd(
 # %% ../nbs/20_generator.ipynb #6a254145
 class ResidualBlock(nn.Module):
     "x + IN(conv(ReLU(IN(conv(x))))), channels and size kept (3.1)"
-    def __init__(self,
-        channels:int, # channels in and out
+
+    def __init__(
+        self,
+        channels: int,  # channels in and out
     ):
         super().__init__()
         first, second = (conv_block(channels, channels, 3, reflect=True) for _ in range(2))
         self.body = nn.Sequential(*first, *second[:2])
-        self.fast = True # False: plain convolutions everywhere
+        self.fast = True  # False: plain convolutions everywhere
 
     def forward(self, x):
-        few_multiplications = (self.fast and x.device.type != "cuda" and x.dtype == torch.float32 and not autocasts(x)
-                               and x.shape[1] >= 128 and x.shape[2] % 4 == x.shape[3] % 4 == 0)
+        few_multiplications = (
+            self.fast
+            and x.device.type != "cuda"
+            and x.dtype == torch.float32
+            and not autocasts(x)
+            and x.shape[1] >= 128
+            and x.shape[2] % 4 == x.shape[3] % 4 == 0
+        )
         return x + (self.positions_first(x) if few_multiplications else self.body(x))
 
     def positions_first(self, x):
         "The same with Winograd's convolutions. Instance norm is batch norm here, of h·w samples of B·C features"
         y = x.permute(2, 3, 0, 1)
-        norm = lambda y: F.batch_norm(y.flatten(0, 1).flatten(1), None, None, training=True).view(y.shape)
+        norm = lambda y: F.batch_norm(y.flatten(0, 1).flatten(1), None, None, training=True).view(
+            y.shape
+        )
         y = norm(winograd(y, self.body[0].weight)).relu_()
         return norm(winograd(y, self.body[3].weight)).permute(2, 3, 0, 1)
 
 # %% ../nbs/20_generator.ipynb #dfa1cb8e
 def up_block(
-    in_channels:int, # channels in; half as many come out
-) -> nn.Sequential: # transposed convolution 2×2 stride 2, instance norm, ReLU (3.3)
+    in_channels: int,  # channels in; half as many come out
+) -> nn.Sequential:  # transposed convolution 2×2 stride 2, instance norm, ReLU (3.3)
     "Double height and width, halve the channels"
-    return nn.Sequential(nn.ConvTranspose2d(in_channels, in_channels // 2, 2, 2, bias=False), InstanceNorm(), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.ConvTranspose2d(in_channels, in_channels // 2, 2, 2, bias=False),
+        InstanceNorm(),
+        nn.ReLU(inplace=True),
+    )
 
 # %% ../nbs/20_generator.ipynb #bb048350
 class ThinConv(nn.Conv2d):
     "Convolution to few channels, reflected at the border; on CPU by rows of its kernel"
-    fast = True # False: the plain convolution
+
+    fast = True  # False: the plain convolution
+
     def forward(self, x):
-        if not self.fast or x.device.type == "cuda": return super().forward(x)
+        if not self.fast or x.device.type == "cuda":
+            return super().forward(x)
         (o, i, k, _), height = self.weight.shape, x.shape[2]
-        rows = F.conv2d(F.pad(x, (k // 2,) * 4, mode="reflect"), self.weight.permute(2, 0, 1, 3).reshape(k * o, i, 1, k))
-        return self.bias[:, None, None] + sum(rows[:, j*o:(j + 1)*o, j:j + height] for j in range(k))
+        rows = F.conv2d(
+            F.pad(x, (k // 2,) * 4, mode="reflect"),
+            self.weight.permute(2, 0, 1, 3).reshape(k * o, i, 1, k),
+        )
+        return self.bias[:, None, None] + sum(
+            rows[:, j * o : (j + 1) * o, j : j + height] for j in range(k)
+        )
 
 # %% ../nbs/20_generator.ipynb #7c8af7bd
 class Generator(nn.Module):
     "Gen(I, M) = Dec(Mix(Enc(I), M)) of Eq. 2"
-    scale = 4 # H / h: two blocks of stride 2
-    def __init__(self,
-        in_channels:int=3,    # C_in: 3 for RGB, 1 for grey
-        features:int=64,      # features of the stem; the feature map has four times as many (C_f = 256)
-        encoder_blocks:int=2, # residual blocks before mixing (N_blocks,enc)
-        decoder_blocks:int=2, # residual blocks after mixing (N_blocks,dec); 0 is what the predecessor's published code computes
+
+    scale = 4  # H / h: two blocks of stride 2
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # C_in: 3 for RGB, 1 for grey
+        features: int = 64,  # features of the stem; the feature map has four times as many (C_f = 256)
+        encoder_blocks: int = 2,  # residual blocks before mixing (N_blocks,enc)
+        decoder_blocks: int = 2,  # residual blocks after mixing (N_blocks,dec); 0 is what the predecessor's published code computes
     ):
         super().__init__()
         if min(in_channels, features) < 1 or min(encoder_blocks, decoder_blocks) < 0:
-            raise ValueError(f"in_channels={in_channels}, features={features}, encoder_blocks={encoder_blocks}, decoder_blocks={decoder_blocks}: the first two are 1 or more, the blocks 0 or more")
+            raise ValueError(
+                f"in_channels={in_channels}, features={features}, encoder_blocks={encoder_blocks}, decoder_blocks={decoder_blocks}: the first two are 1 or more, the blocks 0 or more"
+            )
         self.in_channels, f = in_channels, features
         self.encoder = nn.Sequential(
-            conv_block(in_channels, f, 7, reflect=True), conv_block(f, 2*f, 3, 2), conv_block(2*f, 4*f, 3, 2),
-            *(ResidualBlock(4*f) for _ in range(encoder_blocks)))
+            conv_block(in_channels, f, 7, reflect=True),
+            conv_block(f, 2 * f, 3, 2),
+            conv_block(2 * f, 4 * f, 3, 2),
+            *(ResidualBlock(4 * f) for _ in range(encoder_blocks)),
+        )
         self.decoder = nn.Sequential(
-            *(ResidualBlock(4*f) for _ in range(decoder_blocks)), up_block(4*f), up_block(2*f),
-            ThinConv(f, in_channels, 7, padding=3, padding_mode="reflect"), nn.Tanh())
+            *(ResidualBlock(4 * f) for _ in range(decoder_blocks)),
+            up_block(4 * f),
+            up_block(2 * f),
+            ThinConv(f, in_channels, 7, padding=3, padding_mode="reflect"),
+            nn.Tanh(),
+        )
 
-    def encode(self,
-        images:torch.Tensor, # float [*,C,H,W] in −1…1, H and W multiples of 4 from 16 up
-    ) -> torch.Tensor: # F [*,C_f,H/4,W/4]
+    def encode(
+        self,
+        images: torch.Tensor,  # float [*,C,H,W] in −1…1, H and W multiples of 4 from 16 up
+    ) -> torch.Tensor:  # F [*,C_f,H/4,W/4]
         "Enc(I), each image on its own (3.1). ValueError for sizes and channels that do not fit, TypeError for bytes"
-        if not images.is_floating_point(): raise TypeError(f"images are {images.dtype}: the generator takes floats in −1…1 (hydramix_nb.data.to_float)")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images are {images.dtype}: the generator takes floats in −1…1 (hydramix_nb.data.to_float)"
+            )
         channels, height, width = images.shape[-3:]
-        if channels != self.in_channels: raise ValueError(f"images have {channels} channel(s), the generator takes {self.in_channels}: make it with in_channels={channels}, or load the images with as many")
+        if channels != self.in_channels:
+            raise ValueError(
+                f"images have {channels} channel(s), the generator takes {self.in_channels}: make it with in_channels={channels}, or load the images with as many"
+            )
         if height % self.scale or width % self.scale or min(height, width) < 16:
-            raise ValueError(f"images of {height}×{width} do not fit the generator: height and width must be multiples of {self.scale}, from 16 up; resize them (image_size)")
+            raise ValueError(
+                f"images of {height}×{width} do not fit the generator: height and width must be multiples of {self.scale}, from 16 up; resize them (image_size)"
+            )
         features = self.encoder(images.unsqueeze(0).flatten(0, -4))
         return features.reshape(*images.shape[:-3], *features.shape[1:])
 
     @staticmethod
     def mix(
-        features:torch.Tensor, # F [B,N,C_f,h,w]
-        mask:torch.Tensor,     # M [B,N,h,w] in 0…1, sums to one over N
-    ) -> torch.Tensor: # F_mix [B,C_f,h,w]
+        features: torch.Tensor,  # F [B,N,C_f,h,w]
+        mask: torch.Tensor,  # M [B,N,h,w] in 0…1, sums to one over N
+    ) -> torch.Tensor:  # F_mix [B,C_f,h,w]
         "F_mix = Σ_i F_i ⊙ M_i (Eq. 1). ValueError if mask and features have different shapes"
         if mask.shape != features.shape[:2] + features.shape[3:]:
-            raise ValueError(f"mask {tuple(mask.shape)} does not fit features {tuple(features.shape)}: [B,N,h,w] for [B,N,F,h,w]")
+            raise ValueError(
+                f"mask {tuple(mask.shape)} does not fit features {tuple(features.shape)}: [B,N,h,w] for [B,N,F,h,w]"
+            )
         return (features * mask.unsqueeze(2)).sum(1)
 
-    def decode(self,
-        features:torch.Tensor, # [*,C_f,h,w]
-    ) -> torch.Tensor: # images [*,C,4h,4w] in −1…1
+    def decode(
+        self,
+        features: torch.Tensor,  # [*,C_f,h,w]
+    ) -> torch.Tensor:  # images [*,C,4h,4w] in −1…1
         "Dec(F) (3.3)"
         images = self.decoder(features.unsqueeze(0).flatten(0, -4))
         return images.reshape(*features.shape[:-3], *images.shape[1:])
 
-    def forward(self,
-        images:torch.Tensor, # I, float [B,N,C,H,W] in −1…1, H and W multiples of 4 from 16 up
-        mask:torch.Tensor,   # M [B,N,H/4,W/4] in 0…1, sums to one over N
-    ) -> torch.Tensor: # Î [B,C,H,W] in −1…1
+    def forward(
+        self,
+        images: torch.Tensor,  # I, float [B,N,C,H,W] in −1…1, H and W multiples of 4 from 16 up
+        mask: torch.Tensor,  # M [B,N,H/4,W/4] in 0…1, sums to one over N
+    ) -> torch.Tensor:  # Î [B,C,H,W] in −1…1
         "Dec(Mix(Enc(I), M)) (Eq. 2)"
         return self.decode(self.mix(self.encode(images), mask))

@@ -14,15 +14,21 @@ import torch.nn.functional as F
 # %% ../nbs/24_losses.ipynb #1b4cd25b
 def _comparable(a, b):
     "Raise unless two batches of images can be compared number by number"
-    if a.shape != b.shape: raise ValueError(f"images of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared: the shapes must be equal")
+    if a.shape != b.shape:
+        raise ValueError(
+            f"images of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared: the shapes must be equal"
+        )
     for x in (a, b):
-        if not x.is_floating_point(): raise TypeError(f"images are {x.dtype}: losses compare floats in −1…1 (hydramix_nb.data.to_float)")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"images are {x.dtype}: losses compare floats in −1…1 (hydramix_nb.data.to_float)"
+            )
 
 # %% ../nbs/24_losses.ipynb #51c7fad2
 def reconstruction_loss(
-    reconstructed:torch.Tensor, # Gen(I, M^rec,i) for all i, float [...,C,H,W] in −1…1
-    images:torch.Tensor,        # I_i, same shape
-) -> torch.Tensor: # scalar
+    reconstructed: torch.Tensor,  # Gen(I, M^rec,i) for all i, float [...,C,H,W] in −1…1
+    images: torch.Tensor,  # I_i, same shape
+) -> torch.Tensor:  # scalar
     "Mean squared error over all N reconstructions (Eq. 3). ValueError where the shapes differ, TypeError where pixels are not floats"
     _comparable(reconstructed, images)
     return F.mse_loss(reconstructed, images)
@@ -34,41 +40,47 @@ def _matrices(size, device, dtype):
     with torch.inference_mode(False):  # kept for later calls, which may want gradients
         position = torch.arange(size, device="cpu")[:, None] + torch.arange(-2, 3, device="cpu")
         reflected = size - 1 - (size - 1 - position.abs()).abs()
-        taps = torch.tensor([1., 4., 6., 4., 1.], device="cpu").expand(size, 5) / 16
+        taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device="cpu").expand(size, 5) / 16
         blur = torch.zeros(size, size, device="cpu").scatter_add_(1, reflected, taps)
         return blur[::2].to(device, dtype), 2 * blur[:, ::2].to(device, dtype)
 
+
 @torch.compiler.assume_constant_result
-def _down_up(size, device, dtype): return _matrices(size, device, dtype)
+def _down_up(size, device, dtype):
+    return _matrices(size, device, dtype)
 
 # %% ../nbs/24_losses.ipynb #9abb80ca
 def down(
-    x:torch.Tensor, # float [...,H,W], three pixels or more a side
-) -> torch.Tensor: # [...,⌈H/2⌉,⌈W/2⌉]
+    x: torch.Tensor,  # float [...,H,W], three pixels or more a side
+) -> torch.Tensor:  # [...,⌈H/2⌉,⌈W/2⌉]
     "↓ of Eq. 4: 5×5 binomial blur, reflected at the border, then every second row and column"
     rows, columns = (_down_up(n, x.device, x.dtype)[0] for n in x.shape[-2:])
     return rows @ x @ columns.T
 
 # %% ../nbs/24_losses.ipynb #c14d649d
 def up(
-    x:torch.Tensor, # float [...,h,w]
-    size:tuple,     # (H, W) of the level above: 2h or 2h−1, 2w or 2w−1
-) -> torch.Tensor: # [...,H,W]
+    x: torch.Tensor,  # float [...,h,w]
+    size: tuple,  # (H, W) of the level above: 2h or 2h−1, 2w or 2w−1
+) -> torch.Tensor:  # [...,H,W]
     "↑ of Eq. 4: zeros between the pixels, then 4 × blur"
     rows, columns = (_down_up(n, x.device, x.dtype)[1] for n in size)
     return rows @ x @ columns.T
 
 # %% ../nbs/24_losses.ipynb #87996eef
 def laplacian_pyramid(
-    x:torch.Tensor,      # images, float [...,H,W], more than 2^levels pixels a side
-    levels:int=3,        # L
-    residual:bool=False, # append what is left after the last level, so that the pyramid holds the whole image
-) -> list: # L^1 … L^levels, finest first: [...,H,W], [...,H/2,W/2], …; at least float32
+    x: torch.Tensor,  # images, float [...,H,W], more than 2^levels pixels a side
+    levels: int = 3,  # L
+    residual: bool = False,  # append what is left after the last level, so that the pyramid holds the whole image
+) -> list:  # L^1 … L^levels, finest first: [...,H,W], [...,H/2,W/2], …; at least float32
     "L^l(X) = X↓_{l−1} − X↓_l↑ (Eq. 4). ValueError if the images are too small for so many levels"
-    if not x.is_floating_point(): raise TypeError(f"images are {x.dtype}: a pyramid needs floats (hydramix_nb.data.to_float)")
-    if levels < 1: raise ValueError(f"levels={levels}: a pyramid has one level or more")
+    if not x.is_floating_point():
+        raise TypeError(f"images are {x.dtype}: a pyramid needs floats (hydramix_nb.data.to_float)")
+    if levels < 1:
+        raise ValueError(f"levels={levels}: a pyramid has one level or more")
     if min(x.shape[-2:]) <= 2**levels:
-        raise ValueError(f"{levels} levels need images of {2**levels + 1} pixels or more a side, not {x.shape[-2]}×{x.shape[-1]}: take fewer levels or larger images")
+        raise ValueError(
+            f"{levels} levels need images of {2**levels + 1} pixels or more a side, not {x.shape[-2]}×{x.shape[-1]}: take fewer levels or larger images"
+        )
     x, pyramid = x.to(torch.promote_types(x.dtype, torch.float32)), []
     with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         for _ in range(levels):
@@ -79,18 +91,20 @@ def laplacian_pyramid(
 
 # %% ../nbs/24_losses.ipynb #5e170857
 def laplacian_loss(
-    a:torch.Tensor, # reconstructions, float [B,C,H,W], more than 2^levels pixels a side
-    b:torch.Tensor, # the images themselves, same shape
-    levels:int=3,   # L
-) -> torch.Tensor: # scalar
+    a: torch.Tensor,  # reconstructions, float [B,C,H,W], more than 2^levels pixels a side
+    b: torch.Tensor,  # the images themselves, same shape
+    levels: int = 3,  # L
+) -> torch.Tensor:  # scalar
     "Mean absolute difference per level, summed over the levels of the Laplacian pyramid (Eq. 5). ValueError where the shapes differ or are too small"
     _comparable(a, b)
     return sum(level.abs().mean() for level in laplacian_pyramid(a - b, levels))
 
 # %% ../nbs/24_losses.ipynb #22d0bd01
 def adversarial_loss(
-    verdicts:torch.Tensor, # discriminator output [B,1,h',w'] in 0…1
-    real:bool,             # what the verdict should be: True for 1, False for 0
-) -> torch.Tensor: # scalar
+    verdicts: torch.Tensor,  # discriminator output [B,1,h',w'] in 0…1
+    real: bool,  # what the verdict should be: True for 1, False for 0
+) -> torch.Tensor:  # scalar
     "Least squares to 1 (real) or 0 (generated), the mean over all patches (3.5)"
-    return ((verdicts.to(torch.promote_types(verdicts.dtype, torch.float32)) - float(real))**2).mean()
+    return (
+        (verdicts.to(torch.promote_types(verdicts.dtype, torch.float32)) - float(real)) ** 2
+    ).mean()

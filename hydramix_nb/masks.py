@@ -7,7 +7,13 @@ __all__ = ['OWNER_COLORS', 'outline_segments', 'segment', 'downsample', 'owners_
            'show_mask', 'hydra_mask', 'pair_mask', 'grid_mask', 'noisy_segments', 'box_mask']
 
 # %% ../nbs/10_masks.ipynb #d1c78e43
-import hashlib, json, os, subprocess, sys, tempfile, warnings
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +21,42 @@ import torch
 import torch.nn.functional as F
 
 from .data import show_images
-from .files import whole
+from .files import atomic_write
 
 # %% ../nbs/10_masks.ipynb #63ceabda
-def outline_segments(images, # uint8 [...,C,H,W], one or three channels
-                     segments, # their label maps, integer [...,H,W]
-                     zoom=4, # the picture is enlarged by this factor first; lines are then two pixels wide
-                     color=(255, 255, 0), # of the lines, 0…255
-                    ): # uint8 [...,3,zoom·H,zoom·W]
+def outline_segments(
+    images,  # uint8 [...,C,H,W], one or three channels
+    segments,  # their label maps, integer [...,H,W]
+    zoom=4,  # the picture is enlarged by this factor first; lines are then two pixels wide
+    color=(255, 255, 0),  # of the lines, 0…255
+):  # uint8 [...,3,zoom·H,zoom·W]
     "Pictures with the borders between their segments drawn in."
-    def larger(x): return x.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
+
+    def larger(x):
+        return x.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
+
     picture, s = larger(images.expand(*images.shape[:-3], 3, *images.shape[-2:])), larger(segments)
     border = torch.zeros_like(s, dtype=torch.bool)
     for step in range(2):  # the last pixel before a border and the first after it
-        border[..., 1 - step:s.shape[-2] - step, :] |= s[..., 1:, :] != s[..., :-1, :]
-        border[..., :, 1 - step:s.shape[-1] - step] |= s[..., :, 1:] != s[..., :, :-1]
-    return torch.where(border.unsqueeze(-3), torch.tensor(color, dtype=torch.uint8, device=s.device)[:, None, None], picture)
+        border[..., 1 - step : s.shape[-2] - step, :] |= s[..., 1:, :] != s[..., :-1, :]
+        border[..., :, 1 - step : s.shape[-1] - step] |= s[..., :, 1:] != s[..., :, :-1]
+    return torch.where(
+        border.unsqueeze(-3),
+        torch.tensor(color, dtype=torch.uint8, device=s.device)[:, None, None],
+        picture,
+    )
 
 # %% ../nbs/10_masks.ipynb #3b18e476
 def _felzenszwalb(images, **how):
     "Label maps int32 [n,H,W] of pictures [n,H,W,C], one after the other."
     from skimage.segmentation import felzenszwalb
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scikit-image asks whether more than three channels are meant
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # scikit-image asks whether more than three channels are meant
         return np.stack([felzenszwalb(image, **how).astype(np.int32) for image in images])
+
 
 _WORKER = """
 import json, sys, warnings
@@ -50,61 +68,111 @@ images = np.array_split(np.load(folder + "/images.npy", mmap_mode="r"), workers)
 np.save(f"{folder}/{worker}.npy", np.stack([felzenszwalb(image, **how).astype(np.int32) for image in images]))
 """
 
+
 def _felzenszwalb_parallel(images, workers, **how):
     "The same label maps, from `workers` fresh Python processes."
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/images.npy", images)
         jobs = []
         try:
-            for i in range(workers): jobs.append(subprocess.Popen([sys.executable, "-c", _WORKER, folder, str(i), str(workers), json.dumps(how)]))
-            if any([job.wait() for job in jobs]): raise RuntimeError("a segmentation process failed (its message is above); workers=1 does without them")
+            for i in range(workers):
+                jobs.append(
+                    subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-c",
+                            _WORKER,
+                            folder,
+                            str(i),
+                            str(workers),
+                            json.dumps(how),
+                        ]
+                    )
+                )
+            if any([job.wait() for job in jobs]):
+                raise RuntimeError(
+                    "a segmentation process failed (its message is above); workers=1 does without them"
+                )
         finally:
-            for job in jobs: job.kill()
-        return np.concatenate([np.load(f"{folder}/{i}.npy", allow_pickle=False) for i in range(workers)])
+            for job in jobs:
+                job.kill()
+        return np.concatenate(
+            [np.load(f"{folder}/{i}.npy", allow_pickle=False) for i in range(workers)]
+        )
 
 # %% ../nbs/10_masks.ipynb #327c8a85
 def _cache_path(folder, images, **how):
     "The file in `folder` for the label maps of these pictures under these parameters."
     import skimage
+
     about = json.dumps([skimage.__version__, images.shape, how])
-    return Path(folder)/f"segments-{hashlib.sha256(about.encode() + images.tobytes()).hexdigest()[:32]}.npz"
+    return (
+        Path(folder)
+        / f"segments-{hashlib.sha256(about.encode() + images.tobytes()).hexdigest()[:32]}.npz"
+    )
+
 
 def _read_maps(path, shape):
     "The label maps in a file, or None if it is absent, damaged or of another shape."
     try:
-        with np.load(path, allow_pickle=False) as file: maps = file["segments"]
-        if maps.shape == shape and maps.dtype == np.int32: return maps
-    except FileNotFoundError: return None
-    except Exception: pass  # cut short, not an archive, wrong checksum, pickled objects: all mean the same
+        with np.load(path, allow_pickle=False) as file:
+            maps = file["segments"]
+        if maps.shape == shape and maps.dtype == np.int32:
+            return maps
+    except FileNotFoundError:
+        return None
+    except Exception:
+        pass  # cut short, not an archive, wrong checksum, pickled objects: all mean the same
     warnings.warn(f"{path} is damaged and is made again", stacklevel=3)
+
 
 def _write_maps(path, maps):
     "Keep label maps under `path`."
-    with whole(path) as partial, open(partial, "wb") as file: np.savez_compressed(file, segments=maps)
+    with atomic_write(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, segments=maps)
 
 # %% ../nbs/10_masks.ipynb #33a11843
 def _default_workers(n_pixels):
     "One process, or as many cores as have two million pixels (over a second of work) each."
-    if not sys.executable: return 1  # Python inside another program
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not sys.executable:
+        return 1  # Python inside another program
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min(cores, n_pixels // 2_000_000))
 
-def segment(images, # pictures, uint8 [n,C,H,W], tensor or array, any number of channels
-            scale=60, # Felzenszwalb's k for colours 0…255: larger means larger segments
-            min_size=60, # pixels; smaller segments are merged into a neighbour
-            workers=None, # processes; None: one, or as many as pay for their start
-            cache=None, # folder that keeps label maps under a digest of pictures and parameters
-            *, sigma=.8, # pixels; standard deviation of the blur before segmentation
-           ): # label maps, int64 [n,H,W], from 0 without gaps, on the images' device
+
+def segment(
+    images,  # pictures, uint8 [n,C,H,W], tensor or array, any number of channels
+    scale=60,  # Felzenszwalb's k for colours 0…255: larger means larger segments
+    min_size=60,  # pixels; smaller segments are merged into a neighbour
+    workers=None,  # processes; None: one, or as many as pay for their start
+    cache=None,  # folder that keeps label maps under a digest of pictures and parameters
+    *,
+    sigma=0.8,  # pixels; standard deviation of the blur before segmentation
+):  # label maps, int64 [n,H,W], from 0 without gaps, on the images' device
     "Felzenszwalb's segmentation of every picture (section 3.2)."
     device = images.device if isinstance(images, torch.Tensor) else "cpu"
     pictures = np.asarray(images.cpu() if isinstance(images, torch.Tensor) else images)
-    if pictures.dtype != np.uint8: raise TypeError(f"segment takes uint8 pictures 0…255, got {pictures.dtype}: floats in −1…1 become it through data.to_uint8")
-    if pictures.ndim != 4 or 0 in pictures.shape: raise ValueError(f"segment takes pictures [n,C,H,W], got {list(pictures.shape)}; a single one is images[None]")
-    if not (scale > 0 and min_size >= 0 and sigma >= 0): raise ValueError(f"scale must be above 0, min_size and sigma not below: got {scale=}, {min_size=}, {sigma=}")
-    if workers is not None and workers < 1: raise ValueError(f"workers must be 1 or more, got {workers}")
+    if pictures.dtype != np.uint8:
+        raise TypeError(
+            f"segment takes uint8 pictures 0…255, got {pictures.dtype}: floats in −1…1 become it through data.to_uint8"
+        )
+    if pictures.ndim != 4 or 0 in pictures.shape:
+        raise ValueError(
+            f"segment takes pictures [n,C,H,W], got {list(pictures.shape)}; a single one is images[None]"
+        )
+    if not (scale > 0 and min_size >= 0 and sigma >= 0):
+        raise ValueError(
+            f"scale must be above 0, min_size and sigma not below: got {scale=}, {min_size=}, {sigma=}"
+        )
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be 1 or more, got {workers}")
     pictures = np.ascontiguousarray(pictures.transpose(0, 2, 3, 1))
-    shape, how = pictures.shape[:3], dict(scale=float(scale), sigma=float(sigma), min_size=int(min_size))
+    shape, how = (
+        pictures.shape[:3],
+        dict(scale=float(scale), sigma=float(sigma), min_size=int(min_size)),
+    )
     maps = None
     if cache is not None:
         Path(cache).mkdir(parents=True, exist_ok=True)
@@ -112,76 +180,136 @@ def segment(images, # pictures, uint8 [n,C,H,W], tensor or array, any number of 
         maps = _read_maps(path, shape)
     if maps is None:
         workers = min(workers or _default_workers(int(np.prod(shape))), len(pictures))
-        maps = _felzenszwalb_parallel(pictures, workers, **how) if workers > 1 else _felzenszwalb(pictures, **how)
-        if cache is not None: _write_maps(path, maps)
+        maps = (
+            _felzenszwalb_parallel(pictures, workers, **how)
+            if workers > 1
+            else _felzenszwalb(pictures, **how)
+        )
+        if cache is not None:
+            _write_maps(path, maps)
     return torch.from_numpy(maps.astype(np.int64)).to(device)
 
 # %% ../nbs/10_masks.ipynb #67e79146
-def downsample(segments, # label maps, any integer type [...,H,W]
-               size, # (h, w), or one number for both
-              ): # [...,h,w], same type
+def downsample(
+    segments,  # label maps, any integer type [...,H,W]
+    size,  # (h, w), or one number for both
+):  # [...,h,w], same type
     "Label maps at another size by nearest neighbour, position for position what F.interpolate takes."
     h, w = (size, size) if isinstance(size, int) else size
-    def positions(n, m): return F.interpolate(torch.arange(n, dtype=torch.float32, device=segments.device)[None, None], size=m)[0, 0].long()
-    return segments[..., positions(segments.shape[-2], h)[:, None], positions(segments.shape[-1], w)]
+
+    def positions(n, m):
+        return F.interpolate(
+            torch.arange(n, dtype=torch.float32, device=segments.device)[None, None], size=m
+        )[0, 0].long()
+
+    return segments[
+        ..., positions(segments.shape[-2], h)[:, None], positions(segments.shape[-1], w)
+    ]
 
 # %% ../nbs/10_masks.ipynb #54bb9685
-OWNER_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+OWNER_COLORS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+    "#000000",
+)
 
-def owners_to_mask(owners, # owner of each position, integer [B,h,w], 0…N−1
-                   n_images, # N
-                  ): # float32 [B,N,h,w], one-hot over N
+
+def owners_to_mask(
+    owners,  # owner of each position, integer [B,h,w], 0…N−1
+    n_images,  # N
+):  # float32 [B,N,h,w], one-hot over N
     "The mixing mask that gives every position to its owner."
-    mine = owners[:, None] == torch.arange(n_images, dtype=owners.dtype, device=owners.device)[:, None, None]
+    mine = (
+        owners[:, None]
+        == torch.arange(n_images, dtype=owners.dtype, device=owners.device)[:, None, None]
+    )
     return mine.view(torch.uint8).float()  # from bool it would take three times as long
 
-def mask_to_owners(mask, # mixing mask [...,N,h,w]
-                  ): # int64 [...,h,w], 0…N−1
+
+def mask_to_owners(
+    mask,  # mixing mask [...,N,h,w]
+):  # int64 [...,h,w], 0…N−1
     "The image that owns each position."
     return mask.argmax(-3)
 
-def color_owners(owners, # owner of each position, integer [...,h,w]
-                ): # uint8 [...,3,h,w]
+
+def color_owners(
+    owners,  # owner of each position, integer [...,h,w]
+):  # uint8 [...,3,h,w]
     "Every position in its owner's colour; from the ninth image on, colours repeat."
-    palette = torch.tensor([list(bytes.fromhex(c[1:])) for c in OWNER_COLORS], dtype=torch.uint8, device=owners.device)
+    palette = torch.tensor(
+        [list(bytes.fromhex(c[1:])) for c in OWNER_COLORS], dtype=torch.uint8, device=owners.device
+    )
     return palette[owners.long() % len(palette)].movedim(-1, -3)
 
-def show_mask(mask, # mixing mask, float [B,N,h,w] or [N,h,w]; or owners, integer [B,h,w] or [h,w]
-              titles=None, # a title per mask
-              columns=None, # masks per row; None: up to eight
-              rows=None, # a name per row, written to its left
-              scale=.8, # inches per mask
-              ax=None, # matplotlib axes to draw into; None: a new figure
-             ):
+
+def show_mask(
+    mask,  # mixing mask, float [B,N,h,w] or [N,h,w]; or owners, integer [B,h,w] or [h,w]
+    titles=None,  # a title per mask
+    columns=None,  # masks per row; None: up to eight
+    rows=None,  # a name per row, written to its left
+    scale=0.8,  # inches per mask
+    ax=None,  # matplotlib axes to draw into; None: a new figure
+):
     "Masks as pictures, every position in its owner's colour."
-    if mask.ndim - mask.is_floating_point() not in (2, 3): raise ValueError(f"show_mask takes masks [B,N,h,w] or [N,h,w], or integer owners [B,h,w] or [h,w]; got {mask.dtype} {list(mask.shape)}")
+    if mask.ndim - mask.is_floating_point() not in (2, 3):
+        raise ValueError(
+            f"show_mask takes masks [B,N,h,w] or [N,h,w], or integer owners [B,h,w] or [h,w]; got {mask.dtype} {list(mask.shape)}"
+        )
     owners = mask_to_owners(mask) if mask.is_floating_point() else mask
     pictures = color_owners(owners if owners.ndim == 3 else owners[None])
     zoom = -(-64 // pictures.shape[-1])  # so that gaps and titles look the same at every size
-    show_images(pictures.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1), titles, columns or min(8, len(pictures)), rows, scale, ax)
+    show_images(
+        pictures.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1),
+        titles,
+        columns or min(8, len(pictures)),
+        rows,
+        scale,
+        ax,
+    )
 
 # %% ../nbs/10_masks.ipynb #34363e22
 def _check_maps(segments, n_segments, name, shapes="[B,N,h,w]"):
     "An upper bound of label + 1, after all checks that need no answer from a GPU."
-    if not isinstance(segments, torch.Tensor): raise TypeError(f"{name} takes label maps as a tensor, got {type(segments).__name__}")
-    if segments.dtype in (torch.bool, torch.complex64, torch.complex128) or segments.is_floating_point():
-        raise TypeError(f"{name} takes integer label maps like those of masks.segment, got {segments.dtype}")
-    if segments.ndim < 3 or (segments.ndim != 4 and shapes == "[B,N,h,w]"): raise ValueError(f"{name} takes label maps {shapes}, got {list(segments.shape)}")
-    if segments.numel() == 0: raise ValueError(f"{name} takes at least one label map with at least one position, got {list(segments.shape)}")
-    if n_segments is not None and (segments.device.type != "cpu" or torch.compiler.is_compiling()): return n_segments
+    if not isinstance(segments, torch.Tensor):
+        raise TypeError(f"{name} takes label maps as a tensor, got {type(segments).__name__}")
+    if (
+        segments.dtype in (torch.bool, torch.complex64, torch.complex128)
+        or segments.is_floating_point()
+    ):
+        raise TypeError(
+            f"{name} takes integer label maps like those of masks.segment, got {segments.dtype}"
+        )
+    if segments.ndim < 3 or (segments.ndim != 4 and shapes == "[B,N,h,w]"):
+        raise ValueError(f"{name} takes label maps {shapes}, got {list(segments.shape)}")
+    if segments.numel() == 0:
+        raise ValueError(
+            f"{name} takes at least one label map with at least one position, got {list(segments.shape)}"
+        )
+    if n_segments is not None and (segments.device.type != "cpu" or torch.compiler.is_compiling()):
+        return n_segments
     low, high = (int(x) for x in segments.aminmax())
-    if low < 0: raise ValueError(f"{name} takes labels from 0 on, got {low}")
-    if n_segments is not None and high >= n_segments: raise ValueError(f"{name}: label {high} is not below {n_segments=}")
+    if low < 0:
+        raise ValueError(f"{name} takes labels from 0 on, got {low}")
+    if n_segments is not None and high >= n_segments:
+        raise ValueError(f"{name}: label {high} is not below {n_segments=}")
     return high + 1 if n_segments is None else n_segments
 
-def hydra_mask(segments, # label maps at feature resolution, integer [B,N,h,w], from 0
-               generator=None, # torch.Generator on the segments' device; None: torch's own
-               n_segments=None, # upper bound of label + 1; None: looked up, for which a GPU waits
-              ): # float32 [B,N,h,w], one-hot over N
+
+def hydra_mask(
+    segments,  # label maps at feature resolution, integer [B,N,h,w], from 0
+    generator=None,  # torch.Generator on the segments' device; None: torch's own
+    n_segments=None,  # upper bound of label + 1; None: looked up, for which a GPU waits
+):  # float32 [B,N,h,w], one-hot over N
     "HydraMix's mask (section 3.2): for i = 1…N each segment of image i goes to image i with probability ½, later images over earlier ones."
     K = _check_maps(segments, n_segments, "hydra_mask")
     B, N, h, w = segments.shape
-    coins = torch.rand(B, N, K, generator=generator, device=segments.device) < .5
+    coins = torch.rand(B, N, K, generator=generator, device=segments.device) < 0.5
     bids = coins * torch.arange(N, dtype=torch.int32, device=segments.device)[:, None]
     owners = bids.gather(2, segments.flatten(2).long()).amax(1)
     return owners_to_mask(owners.view(B, h, w), N)
@@ -190,92 +318,140 @@ def hydra_mask(segments, # label maps at feature resolution, integer [B,N,h,w], 
 def _ranks(maps, n_segments):
     "Labels of maps [n,h,w] renumbered from 0 without gaps, order kept; and how many each map has, [n]."
     flat = maps.flatten(1).long()
-    present = torch.zeros(len(flat), n_segments, dtype=torch.int64, device=flat.device).scatter_(1, flat, 1)
+    present = torch.zeros(len(flat), n_segments, dtype=torch.int64, device=flat.device).scatter_(
+        1, flat, 1
+    )
     return (present.cumsum(1) - 1).gather(1, flat).view(maps.shape), present.sum(1)
 
-def pair_mask(segments, # label maps at feature resolution, integer [B,2,h,w], from 0
-              generator=None, # torch.Generator on the segments' device; None: torch's own
-              n_segments=None, # upper bound of label + 1; None: looked up, for which a GPU waits
-             ): # float32 [B,2,h,w], one-hot over the two images
+
+def pair_mask(
+    segments,  # label maps at feature resolution, integer [B,2,h,w], from 0
+    generator=None,  # torch.Generator on the segments' device; None: torch's own
+    n_segments=None,  # upper bound of label + 1; None: looked up, for which a GPU waits
+):  # float32 [B,2,h,w], one-hot over the two images
     "The mask of ChimeraMix+Seg: a random run of the second image's segments goes to it, the rest to the first."
     bound = _check_maps(segments, n_segments, "pair_mask")
-    if segments.shape[1] != 2: raise ValueError(f"pair_mask mixes two images, got {segments.shape[1]}: hydra_mask mixes any number")
+    if segments.shape[1] != 2:
+        raise ValueError(
+            f"pair_mask mixes two images, got {segments.shape[1]}: hydra_mask mixes any number"
+        )
     rank, K = _ranks(segments[:, 1], bound)
     u, v = torch.rand(2, len(segments), generator=generator, device=segments.device)
-    length = torch.where(K > 1, 1 + (u*(K - 1)).long(), (2*u).long())
-    start = (v*(K - length + 1)).long()
+    length = torch.where(K > 1, 1 + (u * (K - 1)).long(), (2 * u).long())
+    start = (v * (K - length + 1)).long()
     run = (rank >= start[:, None, None]) & (rank < (start + length)[:, None, None])
     return owners_to_mask(run.long(), 2)
 
 # %% ../nbs/10_masks.ipynb #145293cb
-def grid_mask(batch, # B
-              n_images, # N
-              height, # h of the mask
-              width, # w of the mask
-              cells=4, # cells along each side, at most the mask's shorter side
-              generator=None, # torch.Generator; None: torch's own
-              device=None, # of the mask; None: the generator's, else the CPU
-             ): # float32 [B,N,h,w], one-hot over N
+def grid_mask(
+    batch,  # B
+    n_images,  # N
+    height,  # h of the mask
+    width,  # w of the mask
+    cells=4,  # cells along each side, at most the mask's shorter side
+    generator=None,  # torch.Generator; None: torch's own
+    device=None,  # of the mask; None: the generator's, else the CPU
+):  # float32 [B,N,h,w], one-hot over N
     "The mask of ChimeraMix+Grid for any N: cells × cells owners, enlarged by nearest neighbour, shifted at random."
-    if batch < 1 or n_images < 1: raise ValueError(f"grid_mask needs at least one composition of at least one image, got {batch=}, {n_images=}")
-    if not 1 <= cells <= min(height, width): raise ValueError(f"grid_mask takes 1…{min(height, width)} cells a side for a mask of {height}×{width}, got {cells=}")
-    if device is None: device = "cpu" if generator is None else generator.device
+    if batch < 1 or n_images < 1:
+        raise ValueError(
+            f"grid_mask needs at least one composition of at least one image, got {batch=}, {n_images=}"
+        )
+    if not 1 <= cells <= min(height, width):
+        raise ValueError(
+            f"grid_mask takes 1…{min(height, width)} cells a side for a mask of {height}×{width}, got {cells=}"
+        )
+    if device is None:
+        device = "cpu" if generator is None else generator.device
     grid = torch.randint(n_images, (batch, cells, cells), generator=generator, device=device)
     shifts = torch.rand(2, batch, 1, generator=generator, device=device)
+
     def cell(size, shift):
         room = size // cells
-        return (torch.arange(size, device=device) + (shift*room).long())*cells // (size + room)
+        return (torch.arange(size, device=device) + (shift * room).long()) * cells // (size + room)
+
     y, x = cell(height, shifts[0]), cell(width, shifts[1])
-    return owners_to_mask(grid[torch.arange(batch, device=device)[:, None, None], y[:, :, None], x[:, None, :]], n_images)
+    return owners_to_mask(
+        grid[torch.arange(batch, device=device)[:, None, None], y[:, :, None], x[:, None, :]],
+        n_images,
+    )
 
 # %% ../nbs/10_masks.ipynb #9dd59c7d
-def noisy_segments(segments, # label maps, integer [n,H,W] or [B,N,h,w], from 0
-                   noise, # probability 0…1 that a segment is replaced
-                   generator=None, # torch.Generator on the segments' device; None: torch's own
-                   n_segments=None, # upper bound of label + 1; None: looked up, for which a GPU waits
-                  ): # same shape; labels from 0, below 2·n_segments
+def noisy_segments(
+    segments,  # label maps, integer [n,H,W] or [B,N,h,w], from 0
+    noise,  # probability 0…1 that a segment is replaced
+    generator=None,  # torch.Generator on the segments' device; None: torch's own
+    n_segments=None,  # upper bound of label + 1; None: looked up, for which a GPU waits
+):  # same shape; labels from 0, below 2·n_segments
     "Segmentation noise (Figure 8): each segment is replaced, with probability `noise`, by what one other image's map holds there."
     K = _check_maps(segments, n_segments, "noisy_segments", "[n,H,W] or [B,N,h,w]")
-    if not 0 <= noise <= 1: raise ValueError(f"noise is a probability, 0…1, got {noise}")
-    if noise == 0: return segments.clone()
+    if not 0 <= noise <= 1:
+        raise ValueError(f"noise is a probability, 0…1, got {noise}")
+    if noise == 0:
+        return segments.clone()
     maps = segments.flatten(0, -3).long()
     n = len(maps)
-    if n < 2: raise ValueError("noisy_segments takes the noise from another image and got only one")
+    if n < 2:
+        raise ValueError("noisy_segments takes the noise from another image and got only one")
     other = torch.randint(n - 1, (n,), generator=generator, device=maps.device)
     other = other + (other >= torch.arange(n, device=maps.device))  # any but its own, evenly
     coins = torch.rand(n, K, generator=generator, device=maps.device) < noise
     replaced = coins.gather(1, maps.flatten(1)).view(maps.shape)
-    noisy, _ = _ranks(torch.where(replaced, K + maps[other], maps), 2*K)
-    return noisy.view(segments.shape).to(segments.dtype if 2*K <= torch.iinfo(segments.dtype).max else torch.int64)
+    noisy, _ = _ranks(torch.where(replaced, K + maps[other], maps), 2 * K)
+    return noisy.view(segments.shape).to(
+        segments.dtype if 2 * K <= torch.iinfo(segments.dtype).max else torch.int64
+    )
 
 # %% ../nbs/10_masks.ipynb #a843f837
 def _pad_boxes(boxes):
     "Nested lists [B][N] of boxes [K,4] as one tensor [B,N,K,4], filled up with boxes of no area."
     boxes = [[torch.as_tensor(b, dtype=torch.float32) for b in sample] for sample in boxes]
-    if len({len(sample) for sample in boxes}) != 1 or not boxes[0]: raise ValueError("box_mask takes the same number of images, at least one, for every composition of a batch")
-    if wrong := [list(b.shape) for sample in boxes for b in sample if b.numel() and (b.ndim == 0 or b.shape[-1] != 4)]: raise ValueError(f"box_mask takes boxes [K,4] for every image, got {wrong[0]}")
+    if len({len(sample) for sample in boxes}) != 1 or not boxes[0]:
+        raise ValueError(
+            "box_mask takes the same number of images, at least one, for every composition of a batch"
+        )
+    if wrong := [
+        list(b.shape)
+        for sample in boxes
+        for b in sample
+        if b.numel() and (b.ndim == 0 or b.shape[-1] != 4)
+    ]:
+        raise ValueError(f"box_mask takes boxes [K,4] for every image, got {wrong[0]}")
     boxes = [[b.reshape(-1, 4) for b in sample] for sample in boxes]
     K = max(1, *(len(b) for sample in boxes for b in sample))
-    return torch.stack([torch.stack([F.pad(b, (0, 0, 0, K - len(b))) for b in sample]) for sample in boxes])
+    return torch.stack(
+        [torch.stack([F.pad(b, (0, 0, 0, K - len(b))) for b in sample]) for sample in boxes]
+    )
 
-def box_mask(boxes, # x1, y1, x2, y2: tensor [B,N,K,4] padded with boxes of no area, or nested lists [B][N] of [K,4]
-             height, # h of the mask
-             width, # w of the mask
-             *, image_size=None, # (H, W) of the images the boxes are measured in; None: the mask's own pixels
-             keep=None, # bool [B,N,K]: boxes that take part; None: all
-            ): # float32 [B,N,h,w], one-hot over N
+
+def box_mask(
+    boxes,  # x1, y1, x2, y2: tensor [B,N,K,4] padded with boxes of no area, or nested lists [B][N] of [K,4]
+    height,  # h of the mask
+    width,  # w of the mask
+    *,
+    image_size=None,  # (H, W) of the images the boxes are measured in; None: the mask's own pixels
+    keep=None,  # bool [B,N,K]: boxes that take part; None: all
+):  # float32 [B,N,h,w], one-hot over N
     "A mask for detection (section 4.7): boxes of image i belong to image i, later images over earlier ones, the rest to image 1."
     boxes = boxes if isinstance(boxes, torch.Tensor) else _pad_boxes(boxes)
-    if boxes.ndim != 4 or boxes.shape[-1] != 4 or not boxes.shape[1]: raise ValueError(f"box_mask takes boxes [B,N,K,4], got {list(boxes.shape)}")
-    if keep is not None and keep.shape != boxes.shape[:3]: raise ValueError(f"keep is {list(boxes.shape[:3])} like the boxes, got {list(keep.shape)}")
+    if boxes.ndim != 4 or boxes.shape[-1] != 4 or not boxes.shape[1]:
+        raise ValueError(f"box_mask takes boxes [B,N,K,4], got {list(boxes.shape)}")
+    if keep is not None and keep.shape != boxes.shape[:3]:
+        raise ValueError(f"keep is {list(boxes.shape[:3])} like the boxes, got {list(keep.shape)}")
     H, W = (height, width) if image_size is None else image_size
     x1, y1, x2, y2 = boxes.float().unbind(-1)
     real = (x2 > x1) & (y2 > y1)
-    if keep is not None: real = real & keep
+    if keep is not None:
+        real = real & keep
+
     def overlaps(low, high, size):
         left = torch.arange(size, device=boxes.device)
         return ((left < high[..., None]) & (left + 1 > low[..., None])).float()
-    rows, columns = overlaps(y1*height/H, y2*height/H, height), overlaps(x1*width/W, x2*width/W, width)
-    inside = torch.einsum("bnky,bnkx->bnyx", rows*real[..., None], columns) > 0
+
+    rows, columns = (
+        overlaps(y1 * height / H, y2 * height / H, height),
+        overlaps(x1 * width / W, x2 * width / W, width),
+    )
+    inside = torch.einsum("bnky,bnkx->bnyx", rows * real[..., None], columns) > 0
     owners = (inside * torch.arange(boxes.shape[1], device=boxes.device)[:, None, None]).amax(1)
     return owners_to_mask(owners, boxes.shape[1])

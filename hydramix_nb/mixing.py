@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Mixer', 'check_labels', 'check_floats', 'PixelMix', 'GridMix', 'SegMix', 'NMix', 'HydraMix', 'ChimeraMix',
-           'view_bytes', 'check_views', 'some_views', 'Pool', 'MixUp', 'MixUpN', 'folder_name', 'about', 'claim',
+           'view_bytes', 'check_views', 'default_views', 'Pool', 'MixUp', 'MixUpN', 'folder_name', 'about', 'claim',
            'generate']
 
 # %% ../nbs/30_mixing.ipynb #482c36e9
@@ -31,59 +31,89 @@ from .training import seeded
 # %% ../nbs/30_mixing.ipynb #b8dbe186
 class Mixer:
     "Labels in, images of those classes out. A subclass says how: `mix` takes image indices [B,N] and returns float images in −1…1"
+
     n_images, p_gen = 2, 0.5
-    def __init__(self,
-        train:ImageSet, # the few images to mix; their device is where mixing runs
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images to mix; their device is where mixing runs
     ):
         if train.images.shape[-1] != train.images.shape[-2]:
-            raise ValueError(f"images of {train.images.shape[-2]}×{train.images.shape[-1]} are not square: load them with load_images(…, size=…)")
+            raise ValueError(
+                f"images of {train.images.shape[-2]}×{train.images.shape[-1]} are not square: load them with load_images(…, size=…)"
+            )
         self.train = train
 
     def mix(self, index):
-        raise NotImplementedError(f"{type(self).__name__} does not say how images are mixed: it needs a method mix(index)")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how images are mixed: it needs a method mix(index)"
+        )
 
     @torch.no_grad()
-    def __call__(self,
-        labels:torch.Tensor, # int64 [B]
-    ) -> torch.Tensor: # float [B,C,H,W] in −1…1, at the size of the training images
+    def __call__(
+        self,
+        labels: torch.Tensor,  # int64 [B]
+    ) -> torch.Tensor:  # float [B,C,H,W] in −1…1, at the size of the training images
         "A new image for each label, mixed from images of that class; randomness is torch's own (`torch.manual_seed`)"
         check_labels(labels, self.train.classes)
-        return self.mix(self.train.same_class(labels.to(self.train.labels.device), self.n_images)).to(labels.device)
+        return self.mix(
+            self.train.same_class(labels.to(self.train.labels.device), self.n_images)
+        ).to(labels.device)
 
-    def tosses(self,
-        p_gen:float|None=None, # chance of True; None: the method's own
+    def flip_coin(
+        self,
+        p_gen: float | None = None,  # chance of True; None: the method's own
     ) -> bool:
         "The coin of a batch; of the CPU's, so that no GPU has to be waited for"
         return bool(torch.rand(()) < (self.p_gen if p_gen is None else p_gen))
 
-    def augment(self,
-        images:torch.Tensor, # float [B,C,H,W] in −1…1, of the training images' size
-        labels:torch.Tensor, # int64 [B]
-        p_gen:float|None=None, # share of batches that are replaced; None: the method's own
-    ) -> tuple: # images, targets: labels, or float [B,classes] where labels mix
+    def augment(
+        self,
+        images: torch.Tensor,  # float [B,C,H,W] in −1…1, of the training images' size
+        labels: torch.Tensor,  # int64 [B]
+        p_gen: float | None = None,  # share of batches that are replaced; None: the method's own
+    ) -> tuple:  # images, targets: labels, or float [B,classes] where labels mix
         "With probability p_gen the whole batch is replaced by mixed images of the same labels (4.1)"
         check_floats(images)
         if images.shape[1:] != self.train.images.shape[1:]:
-            raise ValueError(f"a batch of {tuple(images.shape[1:])} cannot be replaced by images of {tuple(self.train.images.shape[1:])}: load both with the same size=…")
-        return (self(labels), labels) if self.tosses(p_gen) else (images, labels)
+            raise ValueError(
+                f"a batch of {tuple(images.shape[1:])} cannot be replaced by images of {tuple(self.train.images.shape[1:])}: load both with the same size=…"
+            )
+        return (self(labels), labels) if self.flip_coin(p_gen) else (images, labels)
+
 
 def check_labels(labels, classes):
     "Labels are looked at on the CPU only: a GPU would have to be waited for"
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
-        raise TypeError(f"labels must be an int64 tensor [B], got {f'{labels.dtype} {list(labels.shape)}' if isinstance(labels, torch.Tensor) else type(labels).__name__}")
-    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())}, but with {len(classes)} classes they go from 0 to {len(classes) - 1}")
+        raise TypeError(
+            f"labels must be an int64 tensor [B], got {f'{labels.dtype} {list(labels.shape)}' if isinstance(labels, torch.Tensor) else type(labels).__name__}"
+        )
+    if (
+        labels.device.type == "cpu"
+        and len(labels)
+        and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes)
+    ):
+        raise ValueError(
+            f"labels from {int(labels.min())} to {int(labels.max())}, but with {len(classes)} classes they go from 0 to {len(classes) - 1}"
+        )
+
 
 def check_floats(images):
-    if not images.is_floating_point(): raise TypeError(f"images are {images.dtype}: mixers work on floats in −1…1 (hydramix_nb.data.to_float)")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images are {images.dtype}: mixers work on floats in −1…1 (hydramix_nb.data.to_float)"
+        )
 
 # %% ../nbs/30_mixing.ipynb #a928ded6
 class PixelMix(Mixer):
     "The pixels of N images put together under a mask: a mixer without a generator (4.6)"
-    def __init__(self,
-        train:ImageSet,    # the few images
-        config:gan.Config|None=None, # mixing, n_images and segmentation; None: the paper's for images of this size
-        cache=None,        # folder for label maps
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images
+        config: gan.Config
+        | None = None,  # mixing, n_images and segmentation; None: the paper's for images of this size
+        cache=None,  # folder for label maps
     ):
         super().__init__(train)
         config = config or gan.profile(size=train.images.shape[-1])
@@ -93,49 +123,73 @@ class PixelMix(Mixer):
         self.n_segments = int(self.segments.max()) + 1
 
     def mix(self, index):
-        images, mask = gan.draw(self.train.images, self.segments, index, self.config, self.size, self.n_segments)
+        images, mask = gan.draw(
+            self.train.images, self.segments, index, self.config, self.size, self.n_segments
+        )
         return Generator.mix(images, mask)
 
 # %% ../nbs/30_mixing.ipynb #452ee6cb
 class GridMix(PixelMix):
     "Two images on a 4×4 grid (ChimeraMix+Grid without its generator)"
+
     def __init__(self, train, cells=4, cache=None):
-        super().__init__(train, gan.profile(size=train.images.shape[-1], mixing="grid", n_images=2, cells=cells), cache)
+        super().__init__(
+            train,
+            gan.profile(size=train.images.shape[-1], mixing="grid", n_images=2, cells=cells),
+            cache,
+        )
+
 
 class SegMix(PixelMix):
     "Two images, a run of the second's segments (ChimeraMix+Seg without its generator)"
+
     def __init__(self, train, cache=None):
-        super().__init__(train, gan.profile(size=train.images.shape[-1], mixing="segments", n_images=2), cache)
+        super().__init__(
+            train, gan.profile(size=train.images.shape[-1], mixing="segments", n_images=2), cache
+        )
+
 
 class NMix(PixelMix):
     "N images, each of their segments with probability 1/2 (HydraMix without its generator)"
+
     def __init__(self, train, n_images=4, cache=None):
         super().__init__(train, gan.profile(size=train.images.shape[-1], n_images=n_images), cache)
 
 # %% ../nbs/30_mixing.ipynb #4d188346
 class HydraMix(Mixer):
     "Features of N images of a class mixed by a trained generator: the paper's method"
-    def __init__(self,
-        trained:gan.Trained, # from gan.fit or gan.load
-        train:ImageSet,      # the few images; they need not be those the generator was trained on (Table 9)
-        n_images:int|None=None, # N; None: as trained
-        *, views:int|None=None, # encode this many crops and flips of each image once, and mix those; None: fresh ones every time
-        segment_noise:float|None=None, # q of Figure 8; None: as trained
-        cache=None,          # folder for label maps
+
+    def __init__(
+        self,
+        trained: gan.Trained,  # from gan.fit or gan.load
+        train: ImageSet,  # the few images; they need not be those the generator was trained on (Table 9)
+        n_images: int | None = None,  # N; None: as trained
+        *,
+        views: int
+        | None = None,  # encode this many crops and flips of each image once, and mix those; None: fresh ones every time
+        segment_noise: float | None = None,  # q of Figure 8; None: as trained
+        cache=None,  # folder for label maps
     ):
         super().__init__(train)
         config, channels, device = trained.config, train.images.shape[1], train.images.device
         if channels != trained.generator.in_channels:
-            raise ValueError(f"images have {channels} channel(s), the generator was trained on {trained.generator.in_channels}: load them with as many")
-        self.config = replace(config, n_images=config.n_images if n_images is None else n_images,
-                              segment_noise=config.segment_noise if segment_noise is None else segment_noise)
+            raise ValueError(
+                f"images have {channels} channel(s), the generator was trained on {trained.generator.in_channels}: load them with as many"
+            )
+        self.config = replace(
+            config,
+            n_images=config.n_images if n_images is None else n_images,
+            segment_noise=config.segment_noise if segment_noise is None else segment_noise,
+        )
         self.n_images, self.size, self.views = self.config.n_images, train.images.shape[-1], views
         there = next(trained.generator.parameters()).device == device
         self.generator = trained.generator if there else copy.deepcopy(trained.generator).to(device)
-        if views is not None: check_views(views, len(train), config, device)
+        if views is not None:
+            check_views(views, len(train), config, device)
         self.images = gan.resize(train.images, config.image_size)
         self.segments, self.n_segments = gan.label_maps(self.images, config, cache)
-        if views is not None: self.features, self.maps = self.encode_views(views)
+        if views is not None:
+            self.features, self.maps = self.encode_views(views)
 
     @torch.no_grad()
     def encode_views(self, views):
@@ -147,13 +201,21 @@ class HydraMix(Mixer):
         for at in torch.arange(n).split(256):
             part = slice(int(at[0]), int(at[-1]) + 1)
             x, s = to_float(self.images[index[part]]), self.segments[index[part]]
-            if self.config.augment: x, s = crop_flip(x, s)
+            if self.config.augment:
+                x, s = crop_flip(x, s)
             features[part], maps[part] = self.generator.encode(x), downsample(s, side)
         return features, maps
 
     def mix(self, index):
         if self.views is None:
-            images, mask = gan.draw(self.images, self.segments, index, self.config, self.config.image_size // Generator.scale, self.n_segments)
+            images, mask = gan.draw(
+                self.images,
+                self.segments,
+                index,
+                self.config,
+                self.config.image_size // Generator.scale,
+                self.n_segments,
+            )
             mixed = self.generator(images, mask)
         else:
             index = index * self.views + torch.randint(self.views, index.shape, device=index.device)
@@ -161,73 +223,96 @@ class HydraMix(Mixer):
             mixed = self.generator.decode(self.generator.mix(self.features[index], mask))
         return gan.resize(mixed, self.size)
 
+
 class ChimeraMix(HydraMix):
     "The predecessor: two images, a generator trained with mixing='segments' or 'grid'"
+
     def __init__(self, trained, train, *, views=None, segment_noise=None, cache=None):
         if trained.config.mixing == "hydra":
-            raise ValueError("ChimeraMix needs a generator trained with Config(mixing='segments') or 'grid', n_images=2; this one was trained with mixing='hydra'")
+            raise ValueError(
+                "ChimeraMix needs a generator trained with Config(mixing='segments') or 'grid', n_images=2; this one was trained with mixing='hydra'"
+            )
         super().__init__(trained, train, views=views, segment_noise=segment_noise, cache=cache)
 
 # %% ../nbs/30_mixing.ipynb #f847c60a
 def view_bytes(
-    n:int,             # images
-    views:int,         # crops and flips of each
-    config:gan.Config, # features, image_size
-) -> int: # bytes
+    n: int,  # images
+    views: int,  # crops and flips of each
+    config: gan.Config,  # features, image_size
+) -> int:  # bytes
     "Memory that encoded views take: n·views·C_f·h·w floats"
     side = config.image_size // Generator.scale
     return n * views * 4 * config.features * side**2 * 4
 
+
 def check_views(views, n, config, device):
     "An error before memory runs out"
-    if views < 1: raise ValueError(f"views={views}: 1 or more, or None for fresh crops every time")
+    if views < 1:
+        raise ValueError(f"views={views}: 1 or more, or None for fresh crops every time")
     needed, free = view_bytes(n, views, config), free_memory(device)
     if free is not None and needed > 0.9 * free:
-        raise ValueError(f"views={views} of {n} images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}: "
-                         f"views={int(0.9 * free * views / needed)} would fit, views=None takes nothing")
+        raise ValueError(
+            f"views={views} of {n} images take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}: "
+            f"views={int(0.9 * free * views / needed)} would fit, views=None takes nothing"
+        )
 
 # %% ../nbs/30_mixing.ipynb #30759e1c
-def some_views(
-    n:int, # images
-) -> int: # views of each
+def default_views(
+    n: int,  # images
+) -> int:  # views of each
     "About four thousand views in all, but from 4 to 64 of each image"
     return max(4, min(64, 4000 // n))
 
 # %% ../nbs/30_mixing.ipynb #75299495
 class Pool(Mixer):
     "Images of another mixer, made once, picked at random ever after: real images' speed for a recipe that is not the paper's"
-    def __init__(self,
-        mixer:Mixer,   # makes them
-        per_class:int, # images of each class
-        *, batch_size:int=64, # images at a time
-        seed:int=0,    # of what is made
+
+    def __init__(
+        self,
+        mixer: Mixer,  # makes them
+        per_class: int,  # images of each class
+        *,
+        batch_size: int = 64,  # images at a time
+        seed: int = 0,  # of what is made
     ):
         super().__init__(mixer.train)
-        if per_class < 1: raise ValueError(f"per_class={per_class}: 1 or more images of each class")
+        if per_class < 1:
+            raise ValueError(f"per_class={per_class}: 1 or more images of each class")
         self.mixer, self.per_class, self.seed, self.p_gen = mixer, per_class, seed, mixer.p_gen
-        labels = torch.arange(len(self.train.classes), device=self.train.device).repeat_interleave(per_class)
-        with seeded(seed, self.train.device): self.images = torch.cat([to_uint8(mixer(part)) for part in labels.split(batch_size)])
+        labels = torch.arange(len(self.train.classes), device=self.train.device).repeat_interleave(
+            per_class
+        )
+        with seeded(seed, self.train.device):
+            self.images = torch.cat([to_uint8(mixer(part)) for part in labels.split(batch_size)])
 
     def __call__(self, labels):
         check_labels(labels, self.train.classes)
         at = labels.to(self.images.device) * self.per_class
-        return to_float(self.images[at + torch.randint(self.per_class, at.shape, device=at.device)]).to(labels.device)
+        return to_float(
+            self.images[at + torch.randint(self.per_class, at.shape, device=at.device)]
+        ).to(labels.device)
 
 # %% ../nbs/30_mixing.ipynb #6bb5b76b
 class MixUp(Mixer):
     "λ·a + (1−λ)·b with λ ~ Beta(α, α); between classes in `augment`, where the labels mix as well, within the class when called with labels"
-    p_gen = 1.
-    def __init__(self,
-        train:ImageSet, # the few images: their number of classes, and what calls with labels draw from
-        alpha:float=1., # 1: every λ equally likely; below 1: near 0 and 1; above: near 1/2
+
+    p_gen = 1.0
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images: their number of classes, and what calls with labels draw from
+        alpha: float = 1.0,  # 1: every λ equally likely; below 1: near 0 and 1; above: near 1/2
     ):
         super().__init__(train)
-        if alpha <= 0: raise ValueError(f"alpha={alpha}: must be more than 0")
+        if alpha <= 0:
+            raise ValueError(f"alpha={alpha}: must be more than 0")
         self.alpha = alpha
 
     def weights(self, batch, device):
         "Weights [B,N] that sum to one: a Dirichlet, which for N = 2 is Beta"
-        return torch.distributions.Dirichlet(torch.full((batch, self.n_images), float(self.alpha), device=device)).sample()
+        return torch.distributions.Dirichlet(
+            torch.full((batch, self.n_images), float(self.alpha), device=device)
+        ).sample()
 
     def mix(self, index):
         images = crop_flip(to_float(self.train.images[index.flatten()])).unflatten(0, index.shape)
@@ -235,73 +320,118 @@ class MixUp(Mixer):
 
     def augment(self, images, labels, p_gen=None):
         "Mix the batch with shuffled copies of itself; one set of weights for the batch, as in the original"
-        check_floats(images); check_labels(labels, self.train.classes)
-        if not self.tosses(p_gen): return images, labels
+        check_floats(images)
+        check_labels(labels, self.train.classes)
+        if not self.flip_coin(p_gen):
+            return images, labels
         weights = self.weights(1, images.device)[0]
         targets = F.one_hot(labels, len(self.train.classes)).to(images.dtype)
-        order = [torch.arange(len(labels), device=images.device)] + [torch.randperm(len(labels), device=images.device) for _ in range(self.n_images - 1)]
-        return sum(w * images[o] for w, o in zip(weights, order, strict=True)), sum(w * targets[o] for w, o in zip(weights, order, strict=True))
+        order = [torch.arange(len(labels), device=images.device)] + [
+            torch.randperm(len(labels), device=images.device) for _ in range(self.n_images - 1)
+        ]
+        return sum(w * images[o] for w, o in zip(weights, order, strict=True)), sum(
+            w * targets[o] for w, o in zip(weights, order, strict=True)
+        )
+
 
 class MixUpN(MixUp):
     "MixUp of N images, weights from a Dirichlet (the paper's extension)"
-    def __init__(self, train, n_images=4, alpha=1.):
+
+    def __init__(self, train, n_images=4, alpha=1.0):
         super().__init__(train, alpha)
-        if n_images < 2: raise ValueError(f"n_images={n_images}: 2 or more")
+        if n_images < 2:
+            raise ValueError(f"n_images={n_images}: 2 or more")
         self.n_images = n_images
 
 # %% ../nbs/30_mixing.ipynb #943f763b
 def folder_name(
-    name:str, # of a class
-) -> str: # `urllib.parse.unquote` gives the name back
+    name: str,  # of a class
+) -> str:  # `urllib.parse.unquote` gives the name back
     "A class name as the name of a folder: what a file system could misread is written %XX, as in web addresses"
     escape = lambda c: f"%{ord(c):02X}"
     out = "".join(escape(c) if c in '/\\:*?"<>|%' or ord(c) < 32 else c for c in name)
-    if out.startswith("."): out = escape(".") + out[1:]
-    if out.endswith((".", " ")): out = out[:-1] + escape(out[-1])
+    if out.startswith("."):
+        out = escape(".") + out[1:]
+    if out.endswith((".", " ")):
+        out = out[:-1] + escape(out[-1])
     return out or "%"
+
 
 def about(mixer, seed):
     "What decides which images a mixer makes, as JSON"
     weights = hashlib.sha256()
-    for v in mixer.generator.state_dict().values() if hasattr(mixer, "generator") else (): weights.update(v.cpu().contiguous().numpy())
+    for v in mixer.generator.state_dict().values() if hasattr(mixer, "generator") else ():
+        weights.update(v.cpu().contiguous().numpy())
     more = {k: getattr(mixer, k) for k in ("alpha", "views") if hasattr(mixer, k)}
-    if hasattr(mixer, "config"): more["config"] = asdict(mixer.config)
-    return json.dumps(dict(mixer=type(mixer).__name__, data=mixer.train.digest(), n_images=mixer.n_images, seed=seed, weights=weights.hexdigest(), **more), sort_keys=True)
+    if hasattr(mixer, "config"):
+        more["config"] = asdict(mixer.config)
+    return json.dumps(
+        dict(
+            mixer=type(mixer).__name__,
+            data=mixer.train.digest(),
+            n_images=mixer.n_images,
+            seed=seed,
+            weights=weights.hexdigest(),
+            **more,
+        ),
+        sort_keys=True,
+    )
+
 
 def claim(folder, text):
     "Make sure that a folder is empty or holds images made in the same way, and note in it how they are made"
     note = folder / "generated.json"
     if not note.exists():
-        if folder.exists() and any(folder.iterdir()): raise ValueError(f"{folder} is not empty, and what is in it was not written by generate: name another folder")
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} is not empty, and what is in it was not written by generate: name another folder"
+            )
         write_text(note, text)
     there, wanted = json.loads(note.read_text()), json.loads(text)
     differ = [k for k in wanted if there.get(k) != wanted[k]]
-    if differ: raise ValueError(f"{folder} holds images made with other {', '.join(differ)}: name another folder")
+    if differ:
+        raise ValueError(
+            f"{folder} holds images made with other {', '.join(differ)}: name another folder"
+        )
 
 # %% ../nbs/30_mixing.ipynb #080fdbf6
 def generate(
-    mixer:Mixer,  # any mixer
-    count,        # images per class, or a tensor of labels [n]
-    folder,       # class folders are made in it
-    *, batch_size:int=64, # images at a time
-    seed:int=0,   # with the batch's number it decides what is drawn, so an interrupted run goes on to the same images
-    progress:bool=True, # show a progress bar
-) -> Path: # the folder
+    mixer: Mixer,  # any mixer
+    count,  # images per class, or a tensor of labels [n]
+    folder,  # class folders are made in it
+    *,
+    batch_size: int = 64,  # images at a time
+    seed: int = 0,  # with the batch's number it decides what is drawn, so an interrupted run goes on to the same images
+    progress: bool = True,  # show a progress bar
+) -> Path:  # the folder
     "Write generated images as PNG into class folders, readable by load_images('folder:…'); files that are there are not made again"
     train, folder = mixer.train, Path(folder).expanduser()
-    if train.images.shape[1] not in (1, 3): raise ValueError(f"images have {train.images.shape[1]} channels: a PNG holds 1 or 3")
-    if isinstance(count, int) and count < 1: raise ValueError(f"count={count}: 1 or more images per class")
-    labels = torch.arange(len(train.classes)).repeat_interleave(count) if isinstance(count, int) else count.cpu()
+    if train.images.shape[1] not in (1, 3):
+        raise ValueError(f"images have {train.images.shape[1]} channels: a PNG holds 1 or 3")
+    if isinstance(count, int) and count < 1:
+        raise ValueError(f"count={count}: 1 or more images per class")
+    labels = (
+        torch.arange(len(train.classes)).repeat_interleave(count)
+        if isinstance(count, int)
+        else count.cpu()
+    )
     check_labels(labels, train.classes)
     claim(folder, about(mixer, seed))
-    folders, number, paths = [folder / folder_name(c) for c in train.classes], [0] * len(train.classes), []
+    folders, number, paths = (
+        [folder / folder_name(c) for c in train.classes],
+        [0] * len(train.classes),
+        [],
+    )
     for label in labels.tolist():
         paths.append(folders[label] / f"{number[label]:05d}.png")
         number[label] += 1
     for i in tqdm(range(0, len(labels), batch_size), desc="images", disable=not progress):
-        part = labels[i:i + batch_size]
+        part = labels[i : i + batch_size]
         missing = [k for k in range(len(part)) if not paths[i + k].exists()]
-        if not missing: continue
-        with seeded(seed * 1_000_003 + i, train.device): images = to_uint8(mixer(part.to(train.device))).cpu()
-        for k in missing: write_png(paths[i + k], images[k])
+        if not missing:
+            continue
+        with seeded(seed * 1_000_003 + i, train.device):
+            images = to_uint8(mixer(part.to(train.device))).cpu()
+        for k in missing:
+            write_png(paths[i + k], images[k])
     return folder

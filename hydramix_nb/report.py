@@ -21,159 +21,340 @@ import numpy as np
 # %% ../nbs/62_report.ipynb #f9860678
 import hydramix_nb
 from . import runs
-from .files import read_json, whole, write_text
+from .files import read_json, atomic_write, write_text
 
 # %% ../nbs/62_report.ipynb #8f614bb1
 REPORTED = Path(hydramix_nb.__file__).with_name("reported_results.csv")
 
+
 def reported(
-    table=None, # "1", "2", …; None: all of them
-): # DataFrame with a row per number: table, data, method, samples_per_class, paper_mean, paper_std, and what the row varies
+    table=None,  # "1", "2", …; None: all of them
+):  # DataFrame with a row per number: table, data, method, samples_per_class, paper_mean, paper_std, and what the row varies
     "The figures of the paper (Reinders, Schubert and Rosenhahn 2025)"
     pd = runs.extra("pandas")
     frame = pd.read_csv(REPORTED, dtype=dict(table=str, setting=str)).fillna(dict(setting=""))
-    for name in ("auto_augment", "n_images", "generator_dataset", "metric"): frame[name] = frame.setting.str.extract(rf"{name}=([^;]+)")[0]
-    frame = frame.rename(columns=dict(dataset="data", samples_per_class_or_shot="samples_per_class", mean="paper_mean", std="paper_std", generator_dataset="generator_data"))
+    for name in ("auto_augment", "n_images", "generator_dataset", "metric"):
+        frame[name] = frame.setting.str.extract(rf"{name}=([^;]+)")[0]
+    frame = frame.rename(
+        columns=dict(
+            dataset="data",
+            samples_per_class_or_shot="samples_per_class",
+            mean="paper_mean",
+            std="paper_std",
+            generator_dataset="generator_data",
+        )
+    )
     frame["metric"] = frame.metric.fillna("top1")
-    frame["auto_augment"] = frame.auto_augment.where(~frame.method.isin(["AutoAugment", "TrivialAugment"])).fillna("none")
+    frame["auto_augment"] = frame.auto_augment.where(
+        ~frame.method.isin(["AutoAugment", "TrivialAugment"])
+    ).fillna("none")
     frame["n_images"] = frame.n_images.fillna("4").astype(int)
     frame = frame.drop(columns="setting")
     return frame if table is None else frame[frame.table == str(table)].reset_index(drop=True)
 
 # %% ../nbs/62_report.ipynb #ac87f214
-PARAMETERS = ["dataset", "samples_per_class", "method", "auto_augment", "n_images", "p_gen", "image_size", "segment_noise", "generator_dataset", "size", "seed", "profile",
-              "generator_settings", "classifier_settings"]
-FOUND = ["accuracy", "top5", "AP", "AP50", "AP75", "data", "generator_data", "test_images", "classes", "side", "generator_size", "views", "seconds", "generator_seconds", "device", "version",
-         "commit", "code", "torch", "finished"]
+PARAMETERS = [
+    "dataset",
+    "samples_per_class",
+    "method",
+    "auto_augment",
+    "n_images",
+    "p_gen",
+    "image_size",
+    "segment_noise",
+    "generator_dataset",
+    "size",
+    "seed",
+    "profile",
+    "generator_settings",
+    "classifier_settings",
+]
+FOUND = [
+    "accuracy",
+    "top5",
+    "AP",
+    "AP50",
+    "AP75",
+    "data",
+    "generator_data",
+    "test_images",
+    "classes",
+    "side",
+    "generator_size",
+    "views",
+    "seconds",
+    "generator_seconds",
+    "device",
+    "version",
+    "commit",
+    "code",
+    "torch",
+    "finished",
+]
 COLUMNS = ["id", "notebook", *PARAMETERS, *FOUND]
-KINDS = dict(samples_per_class=int, n_images=int, p_gen=float, image_size=int, segment_noise=float, size=int, seed=int, accuracy=float, top5=float, AP=float, AP50=float, AP75=float,
-             test_images=int, classes=int, side=int, generator_size=int, views=int, seconds=float, generator_seconds=float)
-RUNS = ("classify", "pretrain", "detect") # notebooks that are one run
+KINDS = dict(
+    samples_per_class=int,
+    n_images=int,
+    p_gen=float,
+    image_size=int,
+    segment_noise=float,
+    size=int,
+    seed=int,
+    accuracy=float,
+    top5=float,
+    AP=float,
+    AP50=float,
+    AP75=float,
+    test_images=int,
+    classes=int,
+    side=int,
+    generator_size=int,
+    views=int,
+    seconds=float,
+    generator_seconds=float,
+)
+RUNS = ("classify", "pretrain", "detect")  # notebooks that are one run
 
 # %% ../nbs/62_report.ipynb #c35b2390
 def row(
-    id,     # of the run
-    result, # what its result.json says
-    notebook="classify", # of which it is an execution
+    id,  # of the run
+    result,  # what its result.json says
+    notebook="classify",  # of which it is an execution
 ) -> dict:
     "A run as a row of the results table; what its notebook does not know is empty"
-    p = {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in result["parameters"].items()}
-    return dict(id=id, notebook=notebook) | {k: p.get(k, "") for k in PARAMETERS} | {k: result.get(k, "") for k in FOUND}
+    p = {
+        k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v
+        for k, v in result["parameters"].items()
+    }
+    return (
+        dict(id=id, notebook=notebook)
+        | {k: p.get(k, "") for k in PARAMETERS}
+        | {k: result.get(k, "") for k in FOUND}
+    )
+
 
 def finished(out):
     "The rows of all finished runs in a folder of runs, by id"
-    files = [(name, file) for name in RUNS for file in sorted((Path(out)/name).glob("*/result.json"))]
+    files = [
+        (name, file) for name in RUNS for file in sorted((Path(out) / name).glob("*/result.json"))
+    ]
     return {file.parent.name: row(file.parent.name, read_json(file), name) for name, file in files}
 
 # %% ../nbs/62_report.ipynb #78aa7e70
 def read_table(
-    path, # csv written by `collect`
-) -> dict: # id → row
+    path,  # csv written by `collect`
+) -> dict:  # id → row
     "The runs in a table of results; ValueError where it is another kind of table"
-    with open(path, newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
+    with open(path, newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
     for r in rows:
-        missing = [k for k in ("id", "dataset", "method", "seed", "profile", "accuracy") if r.get(k) is None]
-        if missing: raise ValueError(f"{path} is no table of results: column {missing[0]!r} is missing")
+        missing = [
+            k
+            for k in ("id", "dataset", "method", "seed", "profile", "accuracy")
+            if r.get(k) is None
+        ]
+        if missing:
+            raise ValueError(f"{path} is no table of results: column {missing[0]!r} is missing")
         r["notebook"] = r.get("notebook") or "classify"
         for k, kind in KINDS.items():
-            if r.get(k) not in (None, ""): r[k] = kind(r[k])
+            if r.get(k) not in (None, ""):
+                r[k] = kind(r[k])
     return {r["id"]: r for r in rows}
+
 
 def results_path():
     "results/results.csv of this checkout, or None"
     here = Path(hydramix_nb.__file__).resolve().parent.parent
-    return next((p for p in (Path("results/results.csv"), here/"results/results.csv") if p.is_file()), None)
+    return next(
+        (p for p in (Path("results/results.csv"), here / "results/results.csv") if p.is_file()),
+        None,
+    )
 
 # %% ../nbs/62_report.ipynb #a74af14e
 def measured(
-    out="runs",   # folder of all runs
-    results=None, # csv with more of them; None: the one of this checkout; "": none
-): # DataFrame with a row per run
+    out="runs",  # folder of all runs
+    results=None,  # csv with more of them; None: the one of this checkout; "": none
+):  # DataFrame with a row per run
     "All finished runs"
     pd = runs.extra("pandas")
     path = results_path() if results is None else results
     rows = (read_table(path) if path else {}) | finished(out)
     frame = pd.DataFrame(list(rows.values()), columns=COLUMNS)
-    return frame.assign(**{k: pd.to_numeric(frame[k], errors="coerce") if len(frame) else frame[k].astype(kind) for k, kind in KINDS.items()})
+    return frame.assign(
+        **{
+            k: pd.to_numeric(frame[k], errors="coerce") if len(frame) else frame[k].astype(kind)
+            for k, kind in KINDS.items()
+        }
+    )
 
 # %% ../nbs/62_report.ipynb #e38c43d1
 def collect(
-    out="runs", # folder of all runs
-    path="results/results.csv", # table to add them to
-) -> int: # how many runs the table has now
+    out="runs",  # folder of all runs
+    path="results/results.csv",  # table to add them to
+) -> int:  # how many runs the table has now
     "Add the finished runs to a table of results; rows that are there are replaced by newer ones of the same id"
     path = Path(path)
     rows = (read_table(path) if path.is_file() else {}) | finished(out)
-    order = sorted(rows.values(), key=lambda r: (r["notebook"], r["profile"], r["data"], int(r["samples_per_class"]), r["method"], r["auto_augment"], str(r["id"]), int(r["seed"])))
-    with whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:
+    order = sorted(
+        rows.values(),
+        key=lambda r: (
+            r["notebook"],
+            r["profile"],
+            r["data"],
+            int(r["samples_per_class"]),
+            r["method"],
+            r["auto_augment"],
+            str(r["id"]),
+            int(r["seed"]),
+        ),
+    )
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(order)
     return len(rows)
 
 # %% ../nbs/62_report.ipynb #f6abd285
-COUNTERPART = {"ciFAIR-10": "ciFAIR-10", "CIFAR-10 without near-duplicates": "ciFAIR-10", "CIFAR-10": "ciFAIR-10", "ciFAIR-100": "ciFAIR-100", "CIFAR-100": "ciFAIR-100",
-               "CIFAR-100 without near-duplicates": "ciFAIR-100", "STL-10": "STL-10", "Imagenette": "STL-10", "ImageNet": "ImageNet", "Tiny ImageNet": "ImageNet",
-               "COCO": "COCO", "COCO, an image of each class": "COCO"}
-VARIES = dict(table_2="auto_augment", table_7="n_images", table_9="generator_data", figure_5="p_gen", figure_6="generator_size", figure_8="segment_noise")
-DEFAULTS = dict(auto_augment="none", n_images=4, p_gen=0.5, image_size=0, segment_noise=0.0, generator_dataset="", generator_settings="{}", classifier_settings="{}")
+COUNTERPART = {
+    "ciFAIR-10": "ciFAIR-10",
+    "CIFAR-10 without near-duplicates": "ciFAIR-10",
+    "CIFAR-10": "ciFAIR-10",
+    "ciFAIR-100": "ciFAIR-100",
+    "CIFAR-100": "ciFAIR-100",
+    "CIFAR-100 without near-duplicates": "ciFAIR-100",
+    "STL-10": "STL-10",
+    "Imagenette": "STL-10",
+    "ImageNet": "ImageNet",
+    "Tiny ImageNet": "ImageNet",
+    "COCO": "COCO",
+    "COCO, an image of each class": "COCO",
+}
+VARIES = dict(
+    table_2="auto_augment",
+    table_7="n_images",
+    table_9="generator_data",
+    figure_5="p_gen",
+    figure_6="generator_size",
+    figure_8="segment_noise",
+)
+DEFAULTS = dict(
+    auto_augment="none",
+    n_images=4,
+    p_gen=0.5,
+    image_size=0,
+    segment_noise=0.0,
+    generator_dataset="",
+    generator_settings="{}",
+    classifier_settings="{}",
+)
 PARAMETER_OF = dict(generator_data="generator_dataset", generator_size="image_size")
 REPORTED_IN = dict(figure_4="6")
+
 
 def belongs(frame, experiment, methods=None):
     "The runs that differ from the defaults in nothing but what the experiment varies"
     notebook = runs.notebook_of(experiment)
     frame, varied = frame[frame.notebook == notebook], VARIES.get(experiment)
-    if notebook != "classify": return frame
+    if notebook != "classify":
+        return frame
     for name, default in DEFAULTS.items():
-        if name not in (varied, PARAMETER_OF.get(varied)): frame = frame[frame[name] == default]
+        if name not in (varied, PARAMETER_OF.get(varied)):
+            frame = frame[frame[name] == default]
     if experiment == "figure_5":
         frame = frame[frame.method.isin(["HydraMix", "Baseline"])].copy()
-        frame.loc[frame.method == "Baseline", ["p_gen", "method"]] = [0., "HydraMix"]
-    if experiment == "table_1": return frame  # open to methods that the paper has not
-    return frame[frame.method.isin([*(methods or runs.EXPERIMENTS[experiment]["method"]), *(["AutoAugment", "TrivialAugment"] if experiment == "table_2" else [])])]
+        frame.loc[frame.method == "Baseline", ["p_gen", "method"]] = [0.0, "HydraMix"]
+    if experiment == "table_1":
+        return frame  # open to methods that the paper has not
+    return frame[
+        frame.method.isin(
+            [
+                *(methods or runs.EXPERIMENTS[experiment]["method"]),
+                *(["AutoAugment", "TrivialAugment"] if experiment == "table_2" else []),
+            ]
+        )
+    ]
 
 # %% ../nbs/62_report.ipynb #75ac9000
 def compare(
-    experiment, # "table_1", "figure_5", …
-    results,    # DataFrame from `measured`
-    profile="small", # whose runs to show
-    *, datasets=None, samples_per_class=None, methods=None, seeds=None, # lists that narrow it down; None or empty: everything
-    metric="accuracy", # or "top5", "AP", "AP50", "AP75"
-): # DataFrame: data, paper_data, samples_per_class, method, what is varied; mean, std, n; paper_mean, paper_std; difference
+    experiment,  # "table_1", "figure_5", …
+    results,  # DataFrame from `measured`
+    profile="small",  # whose runs to show
+    *,
+    datasets=None,
+    samples_per_class=None,
+    methods=None,
+    seeds=None,  # lists that narrow it down; None or empty: everything
+    metric="accuracy",  # or "top5", "AP", "AP50", "AP75"
+):  # DataFrame: data, paper_data, samples_per_class, method, what is varied; mean, std, n; paper_mean, paper_std; difference
     "Cells of a table: ours, the paper's, and the difference in percentage points"
     pd = runs.extra("pandas")
     results = belongs(results[results.profile == profile], experiment, methods)
-    for name, wanted in (("dataset", datasets), ("samples_per_class", samples_per_class), ("method", methods), ("seed", seeds)):
-        if wanted: results = results[results[name].isin(wanted)]
+    for name, wanted in (
+        ("dataset", datasets),
+        ("samples_per_class", samples_per_class),
+        ("method", methods),
+        ("seed", seeds),
+    ):
+        if wanted:
+            results = results[results[name].isin(wanted)]
     varied = VARIES.get(experiment)
     keys = ["data", "samples_per_class", "method"] + ([varied] if varied else [])
-    ours = results.astype({metric: float}).groupby(keys, as_index=False)[metric].agg(mean="mean", std="std", n="count")
+    ours = (
+        results.astype({metric: float})
+        .groupby(keys, as_index=False)[metric]
+        .agg(mean="mean", std="std", n="count")
+    )
     ours["paper_data"] = ours.data.map(COUNTERPART)
     paper = reported()
-    paper = paper[(paper.table == REPORTED_IN.get(experiment, experiment.removeprefix("table_"))) & (paper.metric == dict(accuracy="top1").get(metric, metric))]
-    if methods: paper = paper[paper.method.isin(methods)]
-    shared = [varied] if varied in ("auto_augment", "n_images") else ["generator_data"] if varied == "generator_data" else []
-    if "generator_data" in shared: ours = ours.assign(generator_shown=ours.generator_data, generator_data=ours.generator_data.map(COUNTERPART))
-    if experiment == "table_3": paper = paper.replace(dict(method=dict(ChimeraMix="ChimeraMix+Seg")))
-    paper = paper.rename(columns=dict(data="paper_data"))[["paper_data", "samples_per_class", "method", *shared, "paper_mean", "paper_std"]]
+    paper = paper[
+        (paper.table == REPORTED_IN.get(experiment, experiment.removeprefix("table_")))
+        & (paper.metric == dict(accuracy="top1").get(metric, metric))
+    ]
+    if methods:
+        paper = paper[paper.method.isin(methods)]
+    shared = (
+        [varied]
+        if varied in ("auto_augment", "n_images")
+        else ["generator_data"]
+        if varied == "generator_data"
+        else []
+    )
+    if "generator_data" in shared:
+        ours = ours.assign(
+            generator_shown=ours.generator_data, generator_data=ours.generator_data.map(COUNTERPART)
+        )
+    if experiment == "table_3":
+        paper = paper.replace(dict(method=dict(ChimeraMix="ChimeraMix+Seg")))
+    paper = paper.rename(columns=dict(data="paper_data"))[
+        ["paper_data", "samples_per_class", "method", *shared, "paper_mean", "paper_std"]
+    ]
     there = ours[["data", "paper_data", "samples_per_class"]].drop_duplicates()
-    holes = there.merge(paper, on=["paper_data", "samples_per_class"])[["data", *([varied] if shared else []), "paper_data", "samples_per_class", "method"]] if shared or not varied else ours[:0]
-    if "generator_data" in shared: holes = holes.assign(generator_shown=holes.generator_data)
+    holes = (
+        there.merge(paper, on=["paper_data", "samples_per_class"])[
+            ["data", *([varied] if shared else []), "paper_data", "samples_per_class", "method"]
+        ]
+        if shared or not varied
+        else ours[:0]
+    )
+    if "generator_data" in shared:
+        holes = holes.assign(generator_shown=holes.generator_data)
     ours = pd.concat([ours, holes]).drop_duplicates(keys) if len(holes) else ours
     cells = ours.merge(paper, "left", ["paper_data", "samples_per_class", "method", *shared])
-    if "generator_data" in shared: cells = cells.assign(generator_data=cells.generator_shown).drop(columns="generator_shown")
-    if cells.empty: cells = cells.astype(dict(mean=float, paper_mean=float))
+    if "generator_data" in shared:
+        cells = cells.assign(generator_data=cells.generator_shown).drop(columns="generator_shown")
+    if cells.empty:
+        cells = cells.astype(dict(mean=float, paper_mean=float))
     return cells.assign(difference=cells["mean"] - cells.paper_mean)
 
 # %% ../nbs/62_report.ipynb #4f3fcbaf
 @dataclass(repr=False)
 class Table:
     "Texts in rows and columns; ranks 1 and 2 are marked"
-    head:list  # a list of texts for each line of the head
-    body:list  # rows, each a list of texts
-    ranks:dict = field(default_factory=dict) # (row, column) → 1 or 2
-    caption:str = "" # one or two sentences
+
+    head: list  # a list of texts for each line of the head
+    body: list  # rows, each a list of texts
+    ranks: dict = field(default_factory=dict)  # (row, column) → 1 or 2
+    caption: str = ""  # one or two sentences
 
     def _marked(self, i, j, marks):
         text = str(self.body[i][j])
@@ -182,57 +363,128 @@ class Table:
     def markdown(self) -> str:
         "The table as Markdown"
         mark = {1: "**{}**", 2: "<u>{}</u>"}
-        head = [" ".join(dict.fromkeys(t for t in texts if t)) for texts in zip(*self.head, strict=True)]
-        lines = ["| " + " | ".join(head) + " |", "|" + "|".join([" --- "]*len(head)) + "|"]
-        lines += ["| " + " | ".join(self._marked(i, j, mark) for j in range(len(r))) + " |" for i, r in enumerate(self.body)]
+        head = [
+            " ".join(dict.fromkeys(t for t in texts if t)) for texts in zip(*self.head, strict=True)
+        ]
+        lines = ["| " + " | ".join(head) + " |", "|" + "|".join([" --- "] * len(head)) + "|"]
+        lines += [
+            "| " + " | ".join(self._marked(i, j, mark) for j in range(len(r))) + " |"
+            for i, r in enumerate(self.body)
+        ]
         return (self.caption + "\n\n" if self.caption else "") + "\n".join(lines)
 
     def latex(self) -> str:
         "The table as LaTeX, with booktabs"
-        escape = lambda text: "".join({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "−": "$-$", "Δ": r"$\Delta$", "·": r"$\cdot$"}.get(c, c) for c in str(text))
+        escape = lambda text: "".join(
+            {
+                "%": r"\%",
+                "_": r"\_",
+                "&": r"\&",
+                "#": r"\#",
+                "±": r"$\pm$",
+                "–": "--",
+                "−": "$-$",
+                "Δ": r"$\Delta$",
+                "·": r"$\cdot$",
+            }.get(c, c)
+            for c in str(text)
+        )
         mark = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
-        cell = lambda i, j, t: mark[self.ranks[i, j]].format(escape(t)) if (i, j) in self.ranks else escape(t)
-        lines = [r"\begin{table}", rf"\caption{{{escape(self.caption)}}}", r"\begin{tabular}{" + "l"*len(self.head[0]) + "}", r"\toprule"]
+        cell = lambda i, j, t: (
+            mark[self.ranks[i, j]].format(escape(t)) if (i, j) in self.ranks else escape(t)
+        )
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{escape(self.caption)}}}",
+            r"\begin{tabular}{" + "l" * len(self.head[0]) + "}",
+            r"\toprule",
+        ]
         lines += [" & ".join(map(escape, h)) + r" \\" for h in self.head] + [r"\midrule"]
-        lines += [" & ".join(cell(i, j, t) for j, t in enumerate(r)) + r" \\" for i, r in enumerate(self.body)]
+        lines += [
+            " & ".join(cell(i, j, t) for j, t in enumerate(r)) + r" \\"
+            for i, r in enumerate(self.body)
+        ]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
-    def __repr__(self): return self.markdown()
+    def __repr__(self):
+        return self.markdown()
 
     def _repr_html_(self):
         import html
+
         mark = {1: "<b>{}</b>", 2: "<u>{}</u>"}
-        cell = lambda i, j, t: mark[self.ranks[i, j]].format(html.escape(str(t))) if (i, j) in self.ranks else html.escape(str(t))
-        head = "".join("<tr>" + "".join(f"<th style='text-align:left'>{html.escape(t)}</th>" for t in h) + "</tr>" for h in self.head)
-        body = "".join("<tr>" + "".join(f"<td style='text-align:left;white-space:nowrap'>{cell(i, j, t)}</td>" for j, t in enumerate(r)) + "</tr>" for i, r in enumerate(self.body))
+        cell = lambda i, j, t: (
+            mark[self.ranks[i, j]].format(html.escape(str(t)))
+            if (i, j) in self.ranks
+            else html.escape(str(t))
+        )
+        head = "".join(
+            "<tr>"
+            + "".join(f"<th style='text-align:left'>{html.escape(t)}</th>" for t in h)
+            + "</tr>"
+            for h in self.head
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f"<td style='text-align:left;white-space:nowrap'>{cell(i, j, t)}</td>"
+                for j, t in enumerate(r)
+            )
+            + "</tr>"
+            for i, r in enumerate(self.body)
+        )
         return f"<table><caption style='text-align:left'>{html.escape(self.caption)}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
 
     def save(self, path):
         "Write path.md and path.tex"
         path = Path(path)
-        for suffix, text in ((".md", self.markdown()), (".tex", self.latex())): write_text(path.with_name(path.name + suffix), text + "\n")
+        for suffix, text in ((".md", self.markdown()), (".tex", self.latex())):
+            write_text(path.with_name(path.name + suffix), text + "\n")
 
 # %% ../nbs/62_report.ipynb #45bfbc54
 def plus_minus(mean, std, n=None):
     "25.60 ± 1.20, and (3) for three seeds"
-    if mean is None or math.isnan(mean): return "–"
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None and not math.isnan(std) else "") + (f" ({n:.0f})" if n else "")
+    if mean is None or math.isnan(mean):
+        return "–"
+    return (
+        f"{mean:.2f}"
+        + (f" ± {std:.2f}" if std is not None and not math.isnan(std) else "")
+        + (f" ({n:.0f})" if n else "")
+    )
+
 
 def rank_of(values):
     "Position → 1 for the highest, 2 for the second; equal values share a rank; nothing to rank among fewer than two"
     there = sorted({round(v, 2) for v in values if not math.isnan(v)}, reverse=True)
-    return {} if len(there) < 2 else {i: there.index(round(v, 2)) + 1 for i, v in enumerate(values) if not math.isnan(v) and there.index(round(v, 2)) < 2}
+    return (
+        {}
+        if len(there) < 2
+        else {
+            i: there.index(round(v, 2)) + 1
+            for i, v in enumerate(values)
+            if not math.isnan(v) and there.index(round(v, 2)) < 2
+        }
+    )
 
 # %% ../nbs/62_report.ipynb #3e2dba26
-LABELS = dict(auto_augment=lambda v: dict(none="", AutoAugment=" + AutoAugment", TrivialAugment=" + TrivialAugment")[v], n_images=lambda v: f", N = {v}", p_gen=lambda v: f", p_gen = {v:g}",
-              generator_data=lambda v: f", generator of {v}", generator_size=lambda v: f", generator at {v}×{v}", segment_noise=lambda v: f", noise {v:g}")
+LABELS = dict(
+    auto_augment=lambda v: dict(
+        none="", AutoAugment=" + AutoAugment", TrivialAugment=" + TrivialAugment"
+    )[v],
+    n_images=lambda v: f", N = {v}",
+    p_gen=lambda v: f", p_gen = {v:g}",
+    generator_data=lambda v: f", generator of {v}",
+    generator_size=lambda v: f", generator at {v}×{v}",
+    segment_noise=lambda v: f", noise {v:g}",
+)
+
 
 def table(
-    cells,      # DataFrame from `compare`
-    experiment, # its name
-    profile="small", # for the caption
-    order=None, # methods from top to bottom; None: the paper's
-    metric="Accuracy in percent", # what the figures are, for the caption
+    cells,  # DataFrame from `compare`
+    experiment,  # its name
+    profile="small",  # for the caption
+    order=None,  # methods from top to bottom; None: the paper's
+    metric="Accuracy in percent",  # what the figures are, for the caption
 ) -> Table:
     "Ours beside theirs: rows are methods of a data set; for each number of images per class ours, the paper's, and the difference. A single seed has no rank beside several"
     varied, order = VARIES.get(experiment), order or runs.EXPERIMENTS[experiment]["method"]
@@ -240,51 +492,149 @@ def table(
     columns, body, ranks = sorted(set(cells.samples_per_class)), [], {}
     for data in sorted(set(cells.data)):
         block = cells[cells.data == data]
-        keys = sorted({(r.method, getattr(r, varied) if varied else "") for r in block.itertuples()}, key=lambda k: (place.get(k[0], 99), k[0], k[1] if not isinstance(k[1], str) else (k[1] != "none", k[1])))
+        keys = sorted(
+            {(r.method, getattr(r, varied) if varied else "") for r in block.itertuples()},
+            key=lambda k: (
+                place.get(k[0], 99),
+                k[0],
+                k[1] if not isinstance(k[1], str) else (k[1] != "none", k[1]),
+            ),
+        )
         first = len(body)
         grid = []
         for method, value in keys:
-            line = [next((r for r in block.itertuples() if r.method == method and r.samples_per_class == c and (not varied or getattr(r, varied) == value)), None) for c in columns]
+            line = [
+                next(
+                    (
+                        r
+                        for r in block.itertuples()
+                        if r.method == method
+                        and r.samples_per_class == c
+                        and (not varied or getattr(r, varied) == value)
+                    ),
+                    None,
+                )
+                for c in columns
+            ]
             grid.append(line)
-            texts = [[plus_minus(r.mean, r.std, r.n), plus_minus(r.paper_mean, r.paper_std), "–" if math.isnan(r.difference) else f"{r.difference:+.2f}".replace("-", "−")] if r else ["–"]*3 for r in line]
-            body.append([data if len(body) == first else "", method + (LABELS[varied](value) if varied else ""), *(t for cell in texts for t in cell)])
+            texts = [
+                [
+                    plus_minus(r.mean, r.std, r.n),
+                    plus_minus(r.paper_mean, r.paper_std),
+                    "–" if math.isnan(r.difference) else f"{r.difference:+.2f}".replace("-", "−"),
+                ]
+                if r
+                else ["–"] * 3
+                for r in line
+            ]
+            body.append(
+                [
+                    data if len(body) == first else "",
+                    method + (LABELS[varied](value) if varied else ""),
+                    *(t for cell in texts for t in cell),
+                ]
+            )
         for c, column in enumerate(zip(*grid, strict=True)):
             several = any(r and r.n > 1 for r in column)
             for offset, name in ((0, "mean"), (1, "paper_mean")):
-                values = [math.nan if not r or (name == "mean" and several and r.n == 1) else getattr(r, name) for r in column]
-                ranks |= {(first + i, 2 + 3*c + offset): rank for i, rank in rank_of(values).items()}
+                values = [
+                    math.nan
+                    if not r or (name == "mean" and several and r.n == 1)
+                    else getattr(r, name)
+                    for r in column
+                ]
+                ranks |= {
+                    (first + i, 2 + 3 * c + offset): rank for i, rank in rank_of(values).items()
+                }
     each = "-shot" if runs.notebook_of(experiment) == "detect" else " per class"
-    head = [["", ""] + [t for c in columns for t in (f"{c}{each}", "", "")], ["data", "method"] + ["here", "paper", "Δ"]*len(columns)]
-    theirs = ", ".join(f"{d} beside the paper's {COUNTERPART[d]}" for d in sorted(set(cells.data)) if COUNTERPART.get(d) not in (None, d))
-    return Table(head, body, ranks, f"{metric}, mean ± standard deviation over (n) seeds; profile {profile}" + NOTES[profile] + (f". {theirs}." if theirs else "."))
+    head = [
+        ["", ""] + [t for c in columns for t in (f"{c}{each}", "", "")],
+        ["data", "method"] + ["here", "paper", "Δ"] * len(columns),
+    ]
+    theirs = ", ".join(
+        f"{d} beside the paper's {COUNTERPART[d]}"
+        for d in sorted(set(cells.data))
+        if COUNTERPART.get(d) not in (None, d)
+    )
+    return Table(
+        head,
+        body,
+        ranks,
+        f"{metric}, mean ± standard deviation over (n) seeds; profile {profile}"
+        + NOTES[profile]
+        + (f". {theirs}." if theirs else "."),
+    )
 
-NOTES = dict(paper="", small=" (smaller networks and shorter trainings than the paper's)", tiny=" (these figures mean nothing)")
+
+NOTES = dict(
+    paper="",
+    small=" (smaller networks and shorter trainings than the paper's)",
+    tiny=" (these figures mean nothing)",
+)
 
 # %% ../nbs/62_report.ipynb #f026b365
 def missing(
     wanted,  # runs, from runs.grid
-    results, # DataFrame from `measured`
-    experiment, # for the command
-    **options, # of the command: profile, datasets, samples_per_class, methods, seeds, out
-) -> str: # empty where everything is there
+    results,  # DataFrame from `measured`
+    experiment,  # for the command
+    **options,  # of the command: profile, datasets, samples_per_class, methods, seeds, out
+) -> str:  # empty where everything is there
     "Which runs have not finished, and the command for them"
     there = set(results.id)
-    left = [w for w in wanted if runs.run_id({k: v for k, v in w.items() if k not in runs.PLACES}) not in there]
-    if not left: return ""
+    left = [
+        w
+        for w in wanted
+        if runs.run_id({k: v for k, v in w.items() if k not in runs.PLACES}) not in there
+    ]
+    if not left:
+        return ""
     text = lambda v: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
-    command = " ".join([f"hydramix_sweep {experiment}", *(f"--{k} '{text(v)}'" if " " in text(v) else f"--{k} {text(v)}" for k, v in options.items() if v not in (None, [], ""))])
+    command = " ".join(
+        [
+            f"hydramix_sweep {experiment}",
+            *(
+                f"--{k} '{text(v)}'" if " " in text(v) else f"--{k} {text(v)}"
+                for k, v in options.items()
+                if v not in (None, [], "")
+            ),
+        ]
+    )
     return f"{len(left)} of {len(wanted)} runs have not finished. This does them:\n\n    {command}"
 
 # %% ../nbs/62_report.ipynb #08aff71b
-INK = dict(zip(["HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid", "MixUp", "Baseline", "NMix", "SegMix", "GridMix"],
-               ["#D55E00", "#0072B2", "#56B4E9", "#009E73", "#000000", "#CC79A7", "#E69F00", "#8C6D31"], strict=True))
+INK = dict(
+    zip(
+        [
+            "HydraMix",
+            "ChimeraMix+Seg",
+            "ChimeraMix+Grid",
+            "MixUp",
+            "Baseline",
+            "NMix",
+            "SegMix",
+            "GridMix",
+        ],
+        ["#D55E00", "#0072B2", "#56B4E9", "#009E73", "#000000", "#CC79A7", "#E69F00", "#8C6D31"],
+        strict=True,
+    )
+)
 GREY = "#999999"
 
 # %% ../nbs/62_report.ipynb #cc24aa12
 def figure_style():
     "Settings of matplotlib with which figures are legible at the width of a column"
-    return {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 80,
-            "lines.linewidth": 1.3, "pdf.fonttype": 42}
+    return {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.labelsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.dpi": 80,
+        "lines.linewidth": 1.3,
+        "pdf.fonttype": 42,
+    }
 
 # %% ../nbs/62_report.ipynb #4248ef1d
 def spread(ys, gap):
@@ -292,128 +642,262 @@ def spread(ys, gap):
     order, ys = sorted(range(len(ys)), key=lambda i: ys[i]), list(ys)
     for _ in range(200):
         for a, b in zip(order, order[1:], strict=False):
-            if (push := gap - (ys[b] - ys[a])) > 1e-9: ys[a], ys[b] = ys[a] - push/2, ys[b] + push/2
+            if (push := gap - (ys[b] - ys[a])) > 1e-9:
+                ys[a], ys[b] = ys[a] - push / 2, ys[b] + push / 2
     return ys
 
 # %% ../nbs/62_report.ipynb #cee02cea
 def curves(
-    cells,     # DataFrame from `compare`
-    x,         # column on the horizontal axis
-    xlabel,    # its name
-    *, by="method", # a line for each value of this column
-    value="mean", spread_by="std", paper="paper_mean", # columns; paper=None: without the paper's
+    cells,  # DataFrame from `compare`
+    x,  # column on the horizontal axis
+    xlabel,  # its name
+    *,
+    by="method",  # a line for each value of this column
+    value="mean",
+    spread_by="std",
+    paper="paper_mean",  # columns; paper=None: without the paper's
     ylabel="test accuracy, %",
-    log=False, # logarithmic horizontal axis
-    mark=None, # a dashed vertical line here
-    label_ends=True, # write names at the ends of the lines
+    log=False,  # logarithmic horizontal axis
+    mark=None,  # a dashed vertical line here
+    label_ends=True,  # write names at the ends of the lines
 ):
     "One panel for each data set: mean and band over the seeds, the paper's figures dotted. Beside curves, single points are left to the table"
     import matplotlib.pyplot as plt
+
     cells = cells.dropna(subset=[value])
     panels = sorted(set(cells.data))
     with plt.rc_context(figure_style()):
-        fig, axes = plt.subplots(1, len(panels), figsize=(min(7, 3.4*len(panels)), 2.5), squeeze=False, layout="constrained")
+        fig, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=(min(7, 3.4 * len(panels)), 2.5),
+            squeeze=False,
+            layout="constrained",
+        )
         for ax, data in zip(axes[0], panels, strict=True):
             ends, here = [], cells[cells.data == data].sort_values(x)
             points = here.groupby(by)[x].transform("nunique")
-            if points.max() > 1: here = here[points > 1]
+            if points.max() > 1:
+                here = here[points > 1]
             for name, line in here.groupby(by, sort=False):
                 color, front = INK.get(name, GREY), name in INK
                 xs, ys, band = (line[c].to_numpy(float) for c in (x, value, spread_by))
-                band = np.nan_to_num(band) # no band where there is one seed
-                ax.fill_between(xs, ys - band, ys + band, color=color, alpha=.18, lw=0)
-                if len(xs) == 1: ax.errorbar(xs, ys, band, color=color, lw=.8, capsize=2, zorder=2)
+                band = np.nan_to_num(band)  # no band where there is one seed
+                ax.fill_between(xs, ys - band, ys + band, color=color, alpha=0.18, lw=0)
+                if len(xs) == 1:
+                    ax.errorbar(xs, ys, band, color=color, lw=0.8, capsize=2, zorder=2)
                 ax.plot(xs, ys, color=color, marker="o", ms=3, zorder=3 if front else 2, label=name)
-                if paper: ax.plot(xs, line[paper].to_numpy(float), color=color, ls=":", marker="o", ms=2.5, mfc="white", zorder=1)
+                if paper:
+                    ax.plot(
+                        xs,
+                        line[paper].to_numpy(float),
+                        color=color,
+                        ls=":",
+                        marker="o",
+                        ms=2.5,
+                        mfc="white",
+                        zorder=1,
+                    )
                 ends.append((name, xs[-1], ys[-1], color))
-            if log: ax.set_xscale("log"); ax.set_xticks(ticks := sorted(set(cells[x])), map(str, ticks)); ax.minorticks_off()
-            if mark is not None: ax.axvline(mark, color=GREY, ls="--", lw=.8, zorder=0)
+            if log:
+                ax.set_xscale("log")
+                ax.set_xticks(ticks := sorted(set(cells[x])), map(str, ticks))
+                ax.minorticks_off()
+            if mark is not None:
+                ax.axvline(mark, color=GREY, ls="--", lw=0.8, zorder=0)
             ax.set(title=data, xlabel=xlabel, ylabel=ylabel if ax is axes[0][0] else "")
             if label_ends and ends:
                 low, high = ax.get_ylim()
                 right = max(e[1] for e in ends)
-                for (name, _, _, color), y in zip(ends, spread([e[2] for e in ends], (high - low)/16), strict=True):
-                    ax.annotate(name, (right, y), (5, 0), textcoords="offset points", color=color, fontsize=6.5, va="center", annotation_clip=False)
+                for (name, _, _, color), y in zip(
+                    ends, spread([e[2] for e in ends], (high - low) / 16), strict=True
+                ):
+                    ax.annotate(
+                        name,
+                        (right, y),
+                        (5, 0),
+                        textcoords="offset points",
+                        color=color,
+                        fontsize=6.5,
+                        va="center",
+                        annotation_clip=False,
+                    )
     return fig
 
 # %% ../nbs/62_report.ipynb #51d37963
 def bars(
-    cells, # DataFrame from `compare`
-    pairs=(("GridMix", "ChimeraMix+Grid"), ("SegMix", "ChimeraMix+Seg"), ("NMix", "HydraMix")), # without and with a generator
+    cells,  # DataFrame from `compare`
+    pairs=(
+        ("GridMix", "ChimeraMix+Grid"),
+        ("SegMix", "ChimeraMix+Seg"),
+        ("NMix", "HydraMix"),
+    ),  # without and with a generator
 ):
     "Figure 4: each method beside its twin on pixels, averaged over the data sets; whiskers are the mean of their standard deviations"
     import matplotlib.pyplot as plt
+
     cells = cells.dropna(subset=["mean"])
     with plt.rc_context(figure_style()):
         fig, ax = plt.subplots(figsize=(3.4, 2.4), layout="constrained")
         for i, pair in enumerate(pairs):
             for j, name in enumerate(pair):
                 these = cells[cells.method == name]
-                if these.empty: continue
-                mean, std, theirs = these["mean"].mean(), these["std"].mean(), these.paper_mean.mean()
-                at = i + (j - .5)*.38
-                ax.bar(at, mean, .36, color=INK[name] if j else "white", edgecolor=INK[pair[1]], yerr=None if math.isnan(std) else std, error_kw=dict(lw=.8, capsize=2))
-                if not math.isnan(theirs): ax.plot(at, theirs, "D", ms=3.5, mfc="white", mec="black", mew=.8)
-                ax.annotate(name, (at, 0), (0, -4), textcoords="offset points", rotation=30, ha="right", va="top", fontsize=6.5, annotation_clip=False)
-        ax.set(xticks=[], xlim=(-.6, len(pairs) - .4), ylabel="test accuracy, %")
-        ax.text(1, 1.02, "white: pixels, filled: generator, diamond: paper", transform=ax.transAxes, ha="right", fontsize=6)
+                if these.empty:
+                    continue
+                mean, std, theirs = (
+                    these["mean"].mean(),
+                    these["std"].mean(),
+                    these.paper_mean.mean(),
+                )
+                at = i + (j - 0.5) * 0.38
+                ax.bar(
+                    at,
+                    mean,
+                    0.36,
+                    color=INK[name] if j else "white",
+                    edgecolor=INK[pair[1]],
+                    yerr=None if math.isnan(std) else std,
+                    error_kw=dict(lw=0.8, capsize=2),
+                )
+                if not math.isnan(theirs):
+                    ax.plot(at, theirs, "D", ms=3.5, mfc="white", mec="black", mew=0.8)
+                ax.annotate(
+                    name,
+                    (at, 0),
+                    (0, -4),
+                    textcoords="offset points",
+                    rotation=30,
+                    ha="right",
+                    va="top",
+                    fontsize=6.5,
+                    annotation_clip=False,
+                )
+        ax.set(xticks=[], xlim=(-0.6, len(pairs) - 0.4), ylabel="test accuracy, %")
+        ax.text(
+            1,
+            1.02,
+            "white: pixels, filled: generator, diamond: paper",
+            transform=ax.transAxes,
+            ha="right",
+            fontsize=6,
+        )
     return fig
 
 # %% ../nbs/62_report.ipynb #c6408d6b
 def save_figure(
     fig,  # of matplotlib
-    path, # without suffix
+    path,  # without suffix
 ):
     "Write PNG, of 300 pixels an inch, and PDF, each appearing when it is whole"
     for kind in ("png", "pdf"):
-        with whole(f"{path}.{kind}") as partial: fig.savefig(partial, format=kind, dpi=300, bbox_inches="tight", metadata={"CreationDate": None} if kind == "pdf" else None)
+        with atomic_write(f"{path}.{kind}") as partial:
+            fig.savefig(
+                partial,
+                format=kind,
+                dpi=300,
+                bbox_inches="tight",
+                metadata={"CreationDate": None} if kind == "pdf" else None,
+            )
 
 # %% ../nbs/62_report.ipynb #5af523d1
 def listed(
-    value, # a list, one value, or a text with commas, as `papermill -p` gives it
-    kind=str, # of the entries
+    value,  # a list, one value, or a text with commas, as `papermill -p` gives it
+    kind=str,  # of the entries
 ) -> list:
     "A parameter that is a list, however it was given"
-    if isinstance(value, str): value = [v.strip() for v in value.split(",") if v.strip()]
+    if isinstance(value, str):
+        value = [v.strip() for v in value.split(",") if v.strip()]
     return [kind(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
 
+
 def engine_options(
-    engine, # "report", "local", a number of workers, "gpu", or the address of a Dask scheduler
-) -> dict: # for runs.sweep; empty for "report"
+    engine,  # "report", "local", a number of workers, "gpu", or the address of a Dask scheduler
+) -> dict:  # for runs.sweep; empty for "report"
     "What `engine` means to a sweep"
     engine = str(engine)
-    if engine == "report": return {}
-    if engine == "local": return dict(workers=0)
-    if engine == "gpu": return dict(workers="gpu")
-    if engine.isdigit(): return dict(workers=int(engine))
-    if "://" in engine: return dict(scheduler=engine)
-    raise ValueError(f"engine {engine!r}: report, local, a number of workers, gpu, or the address of a Dask scheduler (tcp://…)")
+    if engine == "report":
+        return {}
+    if engine == "local":
+        return dict(workers=0)
+    if engine == "gpu":
+        return dict(workers="gpu")
+    if engine.isdigit():
+        return dict(workers=int(engine))
+    if "://" in engine:
+        return dict(scheduler=engine)
+    raise ValueError(
+        f"engine {engine!r}: report, local, a number of workers, gpu, or the address of a Dask scheduler (tcp://…)"
+    )
 
 # %% ../nbs/62_report.ipynb #ee9df36f
 def experiment(
-    name,        # "table_1", "figure_5", …
-    *, profile="small", datasets=(), samples_per_class=(), methods=(), seeds=(), # empty: all that were measured, or, where runs are to be done, the paper's
-    engine="report", # see `engine_options`
+    name,  # "table_1", "figure_5", …
+    *,
+    profile="small",
+    datasets=(),
+    samples_per_class=(),
+    methods=(),
+    seeds=(),  # empty: all that were measured, or, where runs are to be done, the paper's
+    engine="report",  # see `engine_options`
     out="runs",  # folder of all runs
-    results=None, # csv with more of them; None: the one of this checkout
-    device="auto", data_root=None, # where to compute, where the data sets lie
-    progress=True, # show a bar
-    metric="accuracy", # or "top5", "AP", "AP50", "AP75"
-    **axes,      # what the experiment varies
-): # DataFrame from `compare`
+    results=None,  # csv with more of them; None: the one of this checkout
+    device="auto",
+    data_root=None,  # where to compute, where the data sets lie
+    progress=True,  # show a bar
+    metric="accuracy",  # or "top5", "AP", "AP50", "AP75"
+    **axes,  # what the experiment varies
+):  # DataFrame from `compare`
     "Do what is missing, if asked to; then the cells of a table, with a line on what is not there"
     options = engine_options(engine)
-    datasets, methods, seeds, samples_per_class = listed(datasets), listed(methods), listed(seeds, int), listed(samples_per_class, int)
-    asked = dict(profile=profile, datasets=datasets or None, samples_per_class=samples_per_class or None, methods=methods or None, seeds=seeds or (0, 1, 2, 3, 4), **axes)
+    datasets, methods, seeds, samples_per_class = (
+        listed(datasets),
+        listed(methods),
+        listed(seeds, int),
+        listed(samples_per_class, int),
+    )
+    asked = dict(
+        profile=profile,
+        datasets=datasets or None,
+        samples_per_class=samples_per_class or None,
+        methods=methods or None,
+        seeds=seeds or (0, 1, 2, 3, 4),
+        **axes,
+    )
     if options:
-        outcomes = runs.sweep(runs.plan(runs.notebook_of(name), runs.grid(name, **asked), out, device=device, data_root=data_root), progress=progress, **options)
+        outcomes = runs.sweep(
+            runs.plan(
+                runs.notebook_of(name),
+                runs.grid(name, **asked),
+                out,
+                device=device,
+                data_root=data_root,
+            ),
+            progress=progress,
+            **options,
+        )
         for o in outcomes:
-            if o.state == "failed": print("failed:", runs.describe(o))
+            if o.state == "failed":
+                print("failed:", runs.describe(o))
     found = measured(out, results)
-    cells = compare(name, found, profile, datasets=datasets, samples_per_class=samples_per_class, methods=methods, seeds=seeds, metric=metric)
-    if not len(cells): print(f"No run of {name} at profile {profile} has finished yet.")
+    cells = compare(
+        name,
+        found,
+        profile,
+        datasets=datasets,
+        samples_per_class=samples_per_class,
+        methods=methods,
+        seeds=seeds,
+        metric=metric,
+    )
+    if not len(cells):
+        print(f"No run of {name} at profile {profile} has finished yet.")
     else:
         there = belongs(found[found.profile == profile], name)
-        for key, column in (("datasets", "dataset"), ("samples_per_class", "samples_per_class")): asked[key] = asked[key] or sorted(set(there[column]))
-    print(missing(runs.grid(name, **asked), found, name, **{k: v for k, v in asked.items() if v}, out=out))
+        for key, column in (("datasets", "dataset"), ("samples_per_class", "samples_per_class")):
+            asked[key] = asked[key] or sorted(set(there[column]))
+    print(
+        missing(
+            runs.grid(name, **asked), found, name, **{k: v for k, v in asked.items() if v}, out=out
+        )
+    )
     return cells

@@ -46,119 +46,172 @@ from .files import read_json, write_json, write_text
 def extra(name):
     "Import a module of the extra `runs`, or say which extra is missing"
     import importlib
-    try: return importlib.import_module(name)
-    except ImportError as e: raise ImportError(f'{name} is missing: pip install "hydramix-nb[runs]"') from e
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise ImportError(f'{name} is missing: pip install "hydramix-nb[runs]"') from e
+
 
 @functools.lru_cache
 def _inspect(path, changed):
-    return {name: (p["inferred_type_name"], ast.literal_eval(p["default"]), p["help"]) for name, p in extra("papermill").inspect_notebook(unformatted(path)).items()}
+    return {
+        name: (p["inferred_type_name"], ast.literal_eval(p["default"]), p["help"])
+        for name, p in extra("papermill").inspect_notebook(unformatted(path)).items()
+    }
 
-def unformatted(path): return str(path).replace("{", "{{").replace("}", "}}")  # papermill fills in braces in paths
+
+def unformatted(path):
+    return str(path).replace("{", "{{").replace("}", "}}")  # papermill fills in braces in paths
+
 
 def inspect(
-    notebook, # path of a notebook
-) -> dict: # name → (type as written, default, help)
+    notebook,  # path of a notebook
+) -> dict:  # name → (type as written, default, help)
     "The parameters that a notebook states; ValueError where it has no cell tagged `parameters`"
     path = Path(notebook)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: there is no such notebook")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such notebook")
     known = _inspect(str(path), path.stat().st_mtime_ns)
-    if not known: raise ValueError(f"{path.name} has no cell tagged `parameters`: papermill would ignore what it is given")
+    if not known:
+        raise ValueError(
+            f"{path.name} has no cell tagged `parameters`: papermill would ignore what it is given"
+        )
     return known
 
 # %% ../nbs/60_runs.ipynb #59333c35
 def typed(
-    name:str,  # parameter
-    value,     # what was given
-    kind:str,  # "int", "float", "str", "bool", "list" or "dict"
+    name: str,  # parameter
+    value,  # what was given
+    kind: str,  # "int", "float", "str", "bool", "list" or "dict"
 ):
     "The value, an int made a float where that is asked for; TypeError for any other type"
-    if kind == "float" and type(value) is int: value = float(value)
+    if kind == "float" and type(value) is int:
+        value = float(value)
     if kind and kind != "None" and type(value).__name__ != kind.split("[")[0]:
         raise TypeError(f"parameter {name} is {kind}, got {type(value).__name__} {value!r}")
     return value
 
 # %% ../nbs/60_runs.ipynb #c04010f3
 def complete(
-    notebook,        # path of a notebook
-    parameters:dict, # what the run sets
-) -> dict: # every parameter of the notebook
+    notebook,  # path of a notebook
+    parameters: dict,  # what the run sets
+) -> dict:  # every parameter of the notebook
     "A run's parameters, checked, and the notebook's defaults for the others"
     known = inspect(notebook)
     for name in parameters:
-        if name in known: continue
+        if name in known:
+            continue
         close = difflib.get_close_matches(name, known, 1)
-        raise ValueError(f"{Path(notebook).name} has no parameter {name!r}" + (f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"))
-    return {name: typed(name, parameters.get(name, default), kind) for name, (kind, default, _) in known.items()}
+        raise ValueError(
+            f"{Path(notebook).name} has no parameter {name!r}"
+            + (f": did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}")
+        )
+    return {
+        name: typed(name, parameters.get(name, default), kind)
+        for name, (kind, default, _) in known.items()
+    }
 
 # %% ../nbs/60_runs.ipynb #e83a5bc6
 PLACES = ("out", "result", "weights", "generators", "data_root", "device")
 
+
 def run_id(
-    parameters:dict, # every parameter of a run
-) -> str: # 16 hex digits
+    parameters: dict,  # every parameter of a run
+) -> str:  # 16 hex digits
     "Digest of what decides a run's result"
     return digest({k: v for k, v in parameters.items() if k not in PLACES})
 
-def digest(values): return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+def digest(values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/60_runs.ipynb #515436e8
 class Lock:
     "One holder at a time, between processes; a holder that dies lets go, even by kill -9"
-    def __init__(self,
-        path, # the lock file; it stays behind, empty of meaning, when nobody holds it
-        poll=0.2, # seconds between two tries while waiting
-        say=None, # called once with the holder's name when there is something to wait for
+
+    def __init__(
+        self,
+        path,  # the lock file; it stays behind, empty of meaning, when nobody holds it
+        poll=0.2,  # seconds between two tries while waiting
+        say=None,  # called once with the holder's name when there is something to wait for
     ):
         self.path, self.poll, self.say, self.file = Path(path), poll, say, None
 
-    def acquire(self,
-        wait=True, # until it is free; otherwise say at once
-    ) -> bool: # whether the lock is held now
+    def acquire(
+        self,
+        wait=True,  # until it is free; otherwise say at once
+    ) -> bool:  # whether the lock is held now
         "Take the lock"
-        try: import fcntl
-        except ImportError as e: raise OSError("runs are locked with flock, which this system does not have: use Linux, macOS or WSL") from e
+        try:
+            import fcntl
+        except ImportError as e:
+            raise OSError(
+                "runs are locked with flock, which this system does not have: use Linux, macOS or WSL"
+            ) from e
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file, say = open(self.path, "a+"), self.say
         while True:
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not wait: file.close(); return False
-                if say: say(self.holder()); say = None
+                if not wait:
+                    file.close()
+                    return False
+                if say:
+                    say(self.holder())
+                    say = None
                 time.sleep(self.poll)
             except OSError as e:
                 file.close()
-                raise OSError(f"{self.path}: this file system has no locks ({e}); choose an `out` on another one, or mount it with them (Lustre: -o flock)") from e
-            else: break
+                raise OSError(
+                    f"{self.path}: this file system has no locks ({e}); choose an `out` on another one, or mount it with them (Lustre: -o flock)"
+                ) from e
+            else:
+                break
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
         file.flush()
         self.file = file
         return True
 
     def holder(self):
         "Who holds it, as far as the file says"
-        try: return self.path.read_text() or "somebody"
-        except OSError: return "somebody"
+        try:
+            return self.path.read_text() or "somebody"
+        except OSError:
+            return "somebody"
 
     def release(self):
         "Let go"
-        if self.file: self.file.close()
+        if self.file:
+            self.file.close()
         self.file = None
 
-    def __enter__(self): self.acquire(); return self
-    def __exit__(self, *_): self.release()
+    def __enter__(self):
+        self.acquire()
+        return self
+
+    def __exit__(self, *_):
+        self.release()
 
 # %% ../nbs/60_runs.ipynb #521854d1
-KERNELS = set() # managers of the kernels that run now
-STOP = threading.Event() # set when the sweep is being broken off: what fails now has not failed
+KERNELS = set()  # managers of the kernels that run now
+STOP = threading.Event()  # set when the sweep is being broken off: what fails now has not failed
+
 
 def kernel_manager():
     "A kernel manager class whose kernels talk through sockets in a folder of their own"
     extra("ipykernel")
     manager = extra("jupyter_client").AsyncKernelManager
+
     class SocketKernelManager(manager):
         def __init__(self, **kwargs):
-            root = tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"  # the name of a socket has at most 107 characters
+            root = (
+                tempfile.gettempdir() if len(tempfile.gettempdir()) < 60 else "/tmp"
+            )  # the name of a socket has at most 107 characters
             self.folder = tempfile.mkdtemp(prefix="hydramix-", dir=root)
             ipc = dict(transport="ipc", ip=f"{self.folder}/kernel") if os.name == "posix" else {}
             super().__init__(connection_file=f"{self.folder}/kernel.json", **ipc, **kwargs)
@@ -168,6 +221,7 @@ def kernel_manager():
             super().cleanup_connection_file()
             shutil.rmtree(self.folder, ignore_errors=True)
             KERNELS.discard(self)
+
     return SocketKernelManager
 
 # %% ../nbs/60_runs.ipynb #e0d2542f
@@ -175,240 +229,376 @@ def kill_kernels():
     "End the kernels of this process at once"
     for manager in list(KERNELS):
         process = getattr(manager.provisioner, "process", None)
-        if process and process.poll() is None: process.kill()
+        if process and process.poll() is None:
+            process.kill()
         shutil.rmtree(manager.folder, ignore_errors=True)
 
 # %% ../nbs/60_runs.ipynb #a9917f7f
 def execute(
-    notebook:str,    # the notebook itself, as JSON
-    output,          # where the executed notebook goes, in whatever state it ends
-    parameters:dict, # complete
-    cwd=None,        # working directory of the kernel; None: this process's
+    notebook: str,  # the notebook itself, as JSON
+    output,  # where the executed notebook goes, in whatever state it ends
+    parameters: dict,  # complete
+    cwd=None,  # working directory of the kernel; None: this process's
 ):
     "Run a notebook with papermill; raises what went wrong in it"
     nb = extra("nbformat").reads(notebook, as_version=4)
     partial = Path(output).with_name(f".partial.{Path(output).name}")
     try:
-        extra("papermill").execute_notebook(nb, unformatted(partial), parameters, kernel_name="python3", progress_bar=False, start_timeout=600,
-            kernel_manager_class=kernel_manager(), resources=dict(metadata=dict(path=str(cwd or Path.cwd()))), iopub_timeout=120, coalesce_streams=True)
+        extra("papermill").execute_notebook(
+            nb,
+            unformatted(partial),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=600,
+            kernel_manager_class=kernel_manager(),
+            resources=dict(metadata=dict(path=str(cwd or Path.cwd()))),
+            iopub_timeout=120,
+            coalesce_streams=True,
+        )
     finally:
-        if partial.exists(): os.replace(partial, output)
+        if partial.exists():
+            os.replace(partial, output)
 
 # %% ../nbs/60_runs.ipynb #a30665d3
 @functools.cache
-def code_digest(
-) -> str: # 12 hex digits
+def code_digest() -> str:  # 12 hex digits
     "Digest of the library's source: equal where the code is equal"
     h = hashlib.sha256()
-    for path in sorted(Path(hydramix_nb.__file__).parent.glob("*.py")): h.update(path.name.encode() + path.read_bytes())
+    for path in sorted(Path(hydramix_nb.__file__).parent.glob("*.py")):
+        h.update(path.name.encode() + path.read_bytes())
     return h.hexdigest()[:12]
 
 # %% ../nbs/60_runs.ipynb #719ee210
 @functools.cache
-def commit(
-) -> str: # 12 hex digits, or "" outside a git checkout
+def commit() -> str:  # 12 hex digits, or "" outside a git checkout
     "The commit of the checkout that this library lies in"
     here = Path(hydramix_nb.__file__).resolve().parent
-    if not (here.parent/".git").exists() or not shutil.which("git"): return ""
-    return subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True).stdout.strip()
+    if not (here.parent / ".git").exists() or not shutil.which("git"):
+        return ""
+    return subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True
+    ).stdout.strip()
 
 # %% ../nbs/60_runs.ipynb #804507e9
 @dataclass
 class Task:
     "One run on its way to whoever does it"
-    id:str            # of the run
-    parameters:dict   # all of them
-    out:str           # folder of the sweep
-    experiment:str    # name of the notebook
-    notebook:str      # its text
-    device:str = "auto" # where to compute
-    data_root:str = "" # where the data sets lie; where that is no folder, the worker's own
-    cwd:str = "."     # relative names of data sets start here
-    code:str = field(default_factory=code_digest) # of the library that planned it; "": any
-    retry:float|None = None # failures older than this time are done again; None: none
-    places:tuple = PLACES # parameters that say where things lie, as far as the notebook has them
-    attempts:int = 3  # how often a kernel may die before the run has failed
+
+    id: str  # of the run
+    parameters: dict  # all of them
+    out: str  # folder of the sweep
+    experiment: str  # name of the notebook
+    notebook: str  # its text
+    device: str = "auto"  # where to compute
+    data_root: str = ""  # where the data sets lie; where that is no folder, the worker's own
+    cwd: str = "."  # relative names of data sets start here
+    code: str = field(default_factory=code_digest)  # of the library that planned it; "": any
+    retry: float | None = None  # failures older than this time are done again; None: none
+    places: tuple = PLACES  # parameters that say where things lie, as far as the notebook has them
+    attempts: int = 3  # how often a kernel may die before the run has failed
 
     @property
-    def folder(self): return Path(self.out)/self.experiment/self.id
+    def folder(self):
+        return Path(self.out) / self.experiment / self.id
 
 # %% ../nbs/60_runs.ipynb #a9d4d1bc
 @dataclass
 class Outcome:
     "What came of a task"
-    id:str            # of the run
-    state:str         # "done", "failed", or "busy" where another process is at it
-    parameters:dict   # of the run
-    result:dict|None = None # what result.json says
-    error:str = ""    # the last line of what went wrong, or who is at it
-    folder:str = ""   # where to look
-    new:bool = False  # done or failed just now
-    files:dict = field(default_factory=dict) # small files of the run, for a machine that does not share the folder
+
+    id: str  # of the run
+    state: str  # "done", "failed", or "busy" where another process is at it
+    parameters: dict  # of the run
+    result: dict | None = None  # what result.json says
+    error: str = ""  # the last line of what went wrong, or who is at it
+    folder: str = ""  # where to look
+    new: bool = False  # done or failed just now
+    files: dict = field(
+        default_factory=dict
+    )  # small files of the run, for a machine that does not share the folder
 
 # %% ../nbs/60_runs.ipynb #b130ef67
 def state_of(task):
     "What the folder says: done, failed, or None where nothing has come of it yet"
     common = dict(id=task.id, parameters=task.parameters, folder=str(task.folder))
-    result = read_json(task.folder/"result.json")
-    if result is not None: return Outcome(state="done", result=result, **common)
-    error = read_json(task.folder/"error.json")
-    if error and (task.retry is None or error["time"] >= task.retry): return Outcome(state="failed", error=error["error"], **common)
+    result = read_json(task.folder / "result.json")
+    if result is not None:
+        return Outcome(state="done", result=result, **common)
+    error = read_json(task.folder / "error.json")
+    if error and (task.retry is None or error["time"] >= task.retry):
+        return Outcome(state="failed", error=error["error"], **common)
 
 # %% ../nbs/60_runs.ipynb #b16c919c
 def perform(
-    task:Task, # what to do
-) -> Outcome: # done, failed, or busy
+    task: Task,  # what to do
+) -> Outcome:  # done, failed, or busy
     "Do a run, unless it is done, has failed, or another process is at it"
     if task.code and task.code != code_digest():
-        raise RuntimeError(f"{socket.gethostname()} has hydramix_nb {__version__} with other source ({code_digest()}) than where the sweep was started ({task.code}): install the same there")
-    if (found := state_of(task)): return found
-    lock = Lock(task.folder/".lock")
-    if not lock.acquire(wait=False): return Outcome(task.id, "busy", task.parameters, error=lock.holder(), folder=str(task.folder))
-    try: return state_of(task) or attempt(task)
-    finally: lock.release()
+        raise RuntimeError(
+            f"{socket.gethostname()} has hydramix_nb {__version__} with other source ({code_digest()}) than where the sweep was started ({task.code}): install the same there"
+        )
+    if found := state_of(task):
+        return found
+    lock = Lock(task.folder / ".lock")
+    if not lock.acquire(wait=False):
+        return Outcome(
+            task.id, "busy", task.parameters, error=lock.holder(), folder=str(task.folder)
+        )
+    try:
+        return state_of(task) or attempt(task)
+    finally:
+        lock.release()
 
 # %% ../nbs/60_runs.ipynb #6a5a134e
 def attempt(task):
     "Execute a run's notebook and write down what came of it"
-    folder, executed, pending = task.folder, task.folder/f"{task.experiment}.ipynb", task.folder/"pending.json"
-    write_json(folder/"params.json", task.parameters)
+    folder, executed, pending = (
+        task.folder,
+        task.folder / f"{task.experiment}.ipynb",
+        task.folder / "pending.json",
+    )
+    write_json(folder / "params.json", task.parameters)
     pending.unlink(missing_ok=True)
     folder = folder.resolve()
-    places = dict(out=str(folder), result=pending.name, generators=str(Path(task.out).resolve()/"generators"), device=task.device,
-                  data_root=task.data_root if Path(task.data_root or "?").is_dir() else "")
+    places = dict(
+        out=str(folder),
+        result=pending.name,
+        generators=str(Path(task.out).resolve() / "generators"),
+        device=task.device,
+        data_root=task.data_root if Path(task.data_root or "?").is_dir() else "",
+    )
     parameters = task.parameters | {k: v for k, v in places.items() if k in task.places}
     error = None
     for _ in range(task.attempts):
-        try: execute(task.notebook, executed, parameters, task.cwd if Path(task.cwd).is_dir() else None)
+        try:
+            execute(
+                task.notebook, executed, parameters, task.cwd if Path(task.cwd).is_dir() else None
+            )
         except Exception as e:
-            if STOP.is_set(): raise
+            if STOP.is_set():
+                raise
             error = e
-        else: error = None if pending.exists() else RuntimeError(f"the notebook ended without a result: it has to write {pending.name}, the parameter `result`, into `out`")
-        if type(error).__name__ != "DeadKernelError": break
+        else:
+            error = (
+                None
+                if pending.exists()
+                else RuntimeError(
+                    f"the notebook ended without a result: it has to write {pending.name}, the parameter `result`, into `out`"
+                )
+            )
+        if type(error).__name__ != "DeadKernelError":
+            break
     common = dict(id=task.id, parameters=task.parameters, folder=str(task.folder), new=True)
     if error is None:
-        os.replace(pending, folder/"result.json")
-        (folder/"error.json").unlink(missing_ok=True)
+        os.replace(pending, folder / "result.json")
+        (folder / "error.json").unlink(missing_ok=True)
     else:
-        last = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else f"{type(error).__name__}: {error}"
-        write_json(folder/"error.json", dict(error=last, time=time.time(), traceback=re.sub(r"\x1b\[[\d;]*m", "", "".join(traceback.format_exception(error)))))
-    files = {p.name: p.read_text(encoding="utf-8") for p in (folder/"params.json", folder/"result.json", folder/"error.json", executed) if p.exists()}
-    if error is None: return Outcome(state="done", result=json.loads(files["result.json"]), files=files, **common)
+        last = (
+            f"{error.ename}: {error.evalue}"
+            if hasattr(error, "ename")
+            else f"{type(error).__name__}: {error}"
+        )
+        write_json(
+            folder / "error.json",
+            dict(
+                error=last,
+                time=time.time(),
+                traceback=re.sub(r"\x1b\[[\d;]*m", "", "".join(traceback.format_exception(error))),
+            ),
+        )
+    files = {
+        p.name: p.read_text(encoding="utf-8")
+        for p in (folder / "params.json", folder / "result.json", folder / "error.json", executed)
+        if p.exists()
+    }
+    if error is None:
+        return Outcome(state="done", result=json.loads(files["result.json"]), files=files, **common)
     return Outcome(state="failed", error=last, files=files, **common)
 
 # %% ../nbs/60_runs.ipynb #3588d42f
 def shared_generator(
-    train,       # ImageSet with the few images, or what `fit` takes in its place
-    config,      # gan.Config
-    folder,      # where generators are shared
-    progress=True, # show a progress bar
-    fit=None,    # trains it: (train, config, folder=…, progress=…) → gan.Trained; None: gan.fit
-) -> tuple: # gan.Trained on the images' device, seconds spent on it now
+    train,  # ImageSet with the few images, or what `fit` takes in its place
+    config,  # gan.Config
+    folder,  # where generators are shared
+    progress=True,  # show a progress bar
+    fit=None,  # trains it: (train, config, folder=…, progress=…) → gan.Trained; None: gan.fit
+) -> tuple:  # gan.Trained on the images' device, seconds spent on it now
     "The generator for these images and settings: trained by whoever needs it first, then read by all"
     from hydramix_nb import gan
-    fit = fit or functools.partial(gan.fit, cache=Path(folder)/"segments")
-    place = Path(folder)/digest(dict(config=asdict(config), data=train.digest()))
-    file, spent = place/"generator.safetensors", 0.
+
+    fit = fit or functools.partial(gan.fit, cache=Path(folder) / "segments")
+    place = Path(folder) / digest(dict(config=asdict(config), data=train.digest()))
+    file, spent = place / "generator.safetensors", 0.0
     if not file.is_file():
-        with Lock(place/".lock", say=lambda holder: print(f"waiting for a generator that another run trains: {holder}", flush=True)):
+        with Lock(
+            place / ".lock",
+            say=lambda holder: print(
+                f"waiting for a generator that another run trains: {holder}", flush=True
+            ),
+        ):
             if not file.is_file():
                 started = time.monotonic()
                 trained = fit(train, config, folder=place, progress=progress)
                 spent = round(time.monotonic() - started, 2)
-                write_json(place/"generator.json", dict(config=asdict(config), data=train.digest(), seconds=spent, device=device_name(train.device), code=code_digest()))
+                write_json(
+                    place / "generator.json",
+                    dict(
+                        config=asdict(config),
+                        data=train.digest(),
+                        seconds=spent,
+                        device=device_name(train.device),
+                        code=code_digest(),
+                    ),
+                )
                 trained.save(file)
-                (place/"checkpoint.safetensors").unlink(missing_ok=True)
+                (place / "checkpoint.safetensors").unlink(missing_ok=True)
     return gan.load(file, train.device), spent
 
 # %% ../nbs/60_runs.ipynb #6499a93c
 def device_name(
-    device, # "cpu", "cuda", torch.device
-) -> str: # the kind of machine that times can be compared on
+    device,  # "cpu", "cuda", torch.device
+) -> str:  # the kind of machine that times can be compared on
     "What a device is called in results"
     if str(device).startswith("cuda"):
         import torch
+
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
         names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-        if names: return names[0]
+        if names:
+            return names[0]
     return platform.processor() or platform.machine()
 
 # %% ../nbs/60_runs.ipynb #5b0da636
 def find_notebook(
-    name, # of an experiment notebook, or a path
+    name,  # of an experiment notebook, or a path
 ) -> Path:
     "A notebook by path, or by name from nbs/experiments of this checkout, or from the installed package"
-    if str(name).endswith(".ipynb"): return Path(name)
+    if str(name).endswith(".ipynb"):
+        return Path(name)
     here = Path(hydramix_nb.__file__).resolve().parent
-    for folder in (Path("nbs/experiments"), here.parent/"nbs/experiments", here/"experiments"):
-        if (folder/f"{name}.ipynb").is_file(): return folder/f"{name}.ipynb"
-    raise FileNotFoundError(f"there is no notebook {name}.ipynb in nbs/experiments: start in the checkout, or give its path")
+    for folder in (Path("nbs/experiments"), here.parent / "nbs/experiments", here / "experiments"):
+        if (folder / f"{name}.ipynb").is_file():
+            return folder / f"{name}.ipynb"
+    raise FileNotFoundError(
+        f"there is no notebook {name}.ipynb in nbs/experiments: start in the checkout, or give its path"
+    )
 
 # %% ../nbs/60_runs.ipynb #13548dff
 def plan(
-    notebook,     # path or name of the notebook that is one run
-    runs,         # a dict of parameters for each run; those left out are the notebook's defaults
-    out="runs",   # folder of all runs
-    *, device="auto", # where to compute
-    data_root=None, # where the data sets lie; None: $HYDRAMIX_DATA
+    notebook,  # path or name of the notebook that is one run
+    runs,  # a dict of parameters for each run; those left out are the notebook's defaults
+    out="runs",  # folder of all runs
+    *,
+    device="auto",  # where to compute
+    data_root=None,  # where the data sets lie; None: $HYDRAMIX_DATA
     retry=False,  # do failed runs again
-) -> list: # a Task for each different run, in order
+) -> list:  # a Task for each different run, in order
     "Check the parameters of all runs and give them their ids; nothing is started and nothing is written"
     notebook = find_notebook(notebook)
-    text, root = notebook.read_text(encoding="utf-8"), data_root or os.environ.get("HYDRAMIX_DATA") or ""
+    text, root = (
+        notebook.read_text(encoding="utf-8"),
+        data_root or os.environ.get("HYDRAMIX_DATA") or "",
+    )
     tasks = {}
     for parameters in runs:
         parameters = complete(notebook, parameters)
-        tasks.setdefault(run_id(parameters), Task(run_id(parameters), {k: v for k, v in parameters.items() if k not in PLACES}, str(Path(out).expanduser().resolve()), notebook.stem,
-            text, device, root and str(Path(root).expanduser().resolve()), str(Path.cwd()), retry=time.time() if retry else None, places=tuple(k for k in PLACES if k in parameters)))
+        tasks.setdefault(
+            run_id(parameters),
+            Task(
+                run_id(parameters),
+                {k: v for k, v in parameters.items() if k not in PLACES},
+                str(Path(out).expanduser().resolve()),
+                notebook.stem,
+                text,
+                device,
+                root and str(Path(root).expanduser().resolve()),
+                str(Path.cwd()),
+                retry=time.time() if retry else None,
+                places=tuple(k for k in PLACES if k in parameters),
+            ),
+        )
     return list(tasks.values())
 
 # %% ../nbs/60_runs.ipynb #b61428db
 LIKE = ("profile", "dataset", "samples_per_class", "method", "auto_augment")
 
+
 def results_in(
-    out="runs", # folder of all runs
-    experiment="classify", # whose runs
-) -> list: # the dicts in result.json
+    out="runs",  # folder of all runs
+    experiment="classify",  # whose runs
+) -> list:  # the dicts in result.json
     "All finished runs of an experiment"
-    return [read_json(path) for path in sorted((Path(out)/experiment).glob("*/result.json"))]
+    return [read_json(path) for path in sorted((Path(out) / experiment).glob("*/result.json"))]
+
 
 def mean_seconds(wanted, measured, name):
     "Mean of what the runs most like `wanted` took; None if none is"
     for names in (LIKE, ("profile", "dataset", "method"), ("profile", "dataset"), ("profile",)):
-        times = [r[name] for r in measured if r.get(name) and all(r["parameters"].get(k) == wanted.get(k) for k in names)]
-        if times: return sum(times)/len(times)
+        times = [
+            r[name]
+            for r in measured
+            if r.get(name) and all(r["parameters"].get(k) == wanted.get(k) for k in names)
+        ]
+        if times:
+            return sum(times) / len(times)
 
 # %% ../nbs/60_runs.ipynb #2322688a
 def generator_key(p):
     "What tells the generators of two runs apart; None for a run without one"
     from hydramix_nb.baselines import GENERATORS
-    if p.get("method") not in GENERATORS: return None
-    return json.dumps([p["profile"], p["generator_dataset"] or p["dataset"], p["samples_per_class"], p["seed"], GENERATORS[p["method"]], p["n_images"],
-                       p["image_size"], p["segment_noise"], p["size"], p["generator_settings"]], sort_keys=True, default=str)
+
+    if p.get("method") not in GENERATORS:
+        return None
+    return json.dumps(
+        [
+            p["profile"],
+            p["generator_dataset"] or p["dataset"],
+            p["samples_per_class"],
+            p["seed"],
+            GENERATORS[p["method"]],
+            p["n_images"],
+            p["image_size"],
+            p["segment_noise"],
+            p["size"],
+            p["generator_settings"],
+        ],
+        sort_keys=True,
+        default=str,
+    )
 
 # %% ../nbs/60_runs.ipynb #3b4fed34
 def estimate(
-    tasks,    # runs to do
-    measured, # results of finished runs
-    device=None, # only those measured on this kind of device; None: all
-) -> float|None: # seconds of computing, one run after the other; None where nothing like it has been measured
+    tasks,  # runs to do
+    measured,  # results of finished runs
+    device=None,  # only those measured on this kind of device; None: all
+) -> (
+    float | None
+):  # seconds of computing, one run after the other; None where nothing like it has been measured
     "What runs will take, judged by those that are done"
     measured = [r for r in measured if "parameters" in r and device in (None, r.get("device"))]
     seconds = [mean_seconds(task.parameters, measured, "seconds") for task in tasks]
-    if None in seconds: return None
+    if None in seconds:
+        return None
     there = {generator_key(r["parameters"]) for r in measured if "method" in r["parameters"]}
     missing = {generator_key(t.parameters): t.parameters for t in tasks if "method" in t.parameters}
-    return sum(seconds) + sum(mean_seconds(p, measured, "generator_seconds") or 0 for key, p in missing.items() if key and key not in there)
+    return sum(seconds) + sum(
+        mean_seconds(p, measured, "generator_seconds") or 0
+        for key, p in missing.items()
+        if key and key not in there
+    )
 
 # %% ../nbs/60_runs.ipynb #7ad07b14
 def duration(
-    seconds, # float or None
+    seconds,  # float or None
 ) -> str:
     "A time that people read"
-    if seconds is None: return "nobody knows how long"
-    if seconds < 90: return f"{seconds:.0f} s"
-    return f"{seconds/60:.0f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
+    if seconds is None:
+        return "nobody knows how long"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../nbs/60_runs.ipynb #2b592ac2
 def here(tasks):
@@ -418,10 +608,13 @@ def here(tasks):
         busy = []
         for task in waiting:
             box = []
-            thread = threading.Thread(target=lambda t, b: b.append(_caught(t)), args=(task, box), daemon=True)
+            thread = threading.Thread(
+                target=lambda t, b: b.append(_caught(t)), args=(task, box), daemon=True
+            )
             thread.start()
             try:
-                while thread.is_alive(): thread.join(0.1)
+                while thread.is_alive():
+                    thread.join(0.1)
             except BaseException:
                 STOP.set()
                 kill_kernels()
@@ -429,15 +622,21 @@ def here(tasks):
                 STOP.clear()
                 raise
             outcome, error = box[0]
-            if error: raise error
-            if outcome.state == "busy": busy.append(task)
+            if error:
+                raise error
+            if outcome.state == "busy":
+                busy.append(task)
             yield outcome
-        if len(busy) == len(waiting): time.sleep(1)
+        if len(busy) == len(waiting):
+            time.sleep(1)
         waiting = busy
 
+
 def _caught(task):
-    try: return perform(task), None
-    except BaseException as e: return None, e
+    try:
+        return perform(task), None
+    except BaseException as e:
+        return None, e
 
 # %% ../nbs/60_runs.ipynb #c8c52f43
 @contextlib.contextmanager
@@ -445,29 +644,73 @@ def dask_client(workers, scheduler):
     "A client of the scheduler at an address, or of a cluster on this machine that lasts as long as the block"
     distributed = extra("distributed")
     import dask
+
     if scheduler:
-        try: client = distributed.Client(scheduler, timeout="30s")
-        except OSError as e: raise ConnectionError(f"there is no Dask scheduler at {scheduler}") from e
-        with client: yield client
+        try:
+            client = distributed.Client(scheduler, timeout="30s")
+        except OSError as e:
+            raise ConnectionError(f"there is no Dask scheduler at {scheduler}") from e
+        with client:
+            yield client
         return
     import logging
     from dask.system import CPU_COUNT
+
     gpus = gpu_count()
     n = (gpus or 1) if workers == "gpu" else workers
-    threads = str(max(1, CPU_COUNT//n))
-    def worker(i): return dict(cls=distributed.Nanny, options=dict(nthreads=1, memory_limit=0, silence_logs=logging.CRITICAL,
-        env=dict(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads), MKL_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)) | (dict(CUDA_VISIBLE_DEVICES=gpu_name(i % gpus)) if gpus else {})))
-    local = dict(cls=distributed.Scheduler, options=dict(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0"))
-    with dask.config.set({"distributed.scheduler.allowed-failures": 10, "distributed.worker.daemon": True, "distributed.nanny.pre-spawn-environ": {}, "distributed.admin.log-format": "%(message)s"}):
-        with distributed.SpecCluster({i: worker(i) for i in range(n)}, local, silence_logs=logging.CRITICAL) as cluster, distributed.Client(cluster) as client: yield client
+    threads = str(max(1, CPU_COUNT // n))
+
+    def worker(i):
+        return dict(
+            cls=distributed.Nanny,
+            options=dict(
+                nthreads=1,
+                memory_limit=0,
+                silence_logs=logging.CRITICAL,
+                env=dict(
+                    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads),
+                    MKL_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads),
+                )
+                | (dict(CUDA_VISIBLE_DEVICES=gpu_name(i % gpus)) if gpus else {}),
+            ),
+        )
+
+    local = dict(
+        cls=distributed.Scheduler,
+        options=dict(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0"),
+    )
+    with dask.config.set(
+        {
+            "distributed.scheduler.allowed-failures": 10,
+            "distributed.worker.daemon": True,
+            "distributed.nanny.pre-spawn-environ": {},
+            "distributed.admin.log-format": "%(message)s",
+        }
+    ):
+        with (
+            distributed.SpecCluster(
+                {i: worker(i) for i in range(n)}, local, silence_logs=logging.CRITICAL
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield client
 
 # %% ../nbs/60_runs.ipynb #2a20186d
 def gpu_count():
     "GPUs that this process may use, without starting CUDA in it"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None: return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
-    if not shutil.which("nvidia-smi"): return 0
-    return len(re.findall(r"^GPU ", subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout, re.M))
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
+    if not shutil.which("nvidia-smi"):
+        return 0
+    return len(
+        re.findall(
+            r"^GPU ",
+            subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout,
+            re.M,
+        )
+    )
+
 
 def gpu_name(i):
     "The i-th of them, as CUDA_VISIBLE_DEVICES wants it"
@@ -478,51 +721,98 @@ def gpu_name(i):
 def on_dask(tasks, client, resources=None):
     "Do tasks on the workers of a Dask cluster; a worker that dies loses its run to another"
     from distributed import KilledWorker, as_completed
-    def submit(task): return client.submit(perform, task, pure=False, retries=1, resources=resources or None)
+
+    def submit(task):
+        return client.submit(perform, task, pure=False, retries=1, resources=resources or None)
+
     futures, busy = {submit(task): task for task in tasks}, []
     try:
         while futures:
             for future in as_completed(list(futures)):
                 task = futures.pop(future)
-                try: outcome = future.result()
-                except KilledWorker as e: outcome = Outcome(task.id, "failed", task.parameters, error=f"KilledWorker: {e}", folder=str(task.folder), new=True)
-                if outcome.state == "busy": busy.append(task)
+                try:
+                    outcome = future.result()
+                except KilledWorker as e:
+                    outcome = Outcome(
+                        task.id,
+                        "failed",
+                        task.parameters,
+                        error=f"KilledWorker: {e}",
+                        folder=str(task.folder),
+                        new=True,
+                    )
+                if outcome.state == "busy":
+                    busy.append(task)
                 for name, text in outcome.files.items():
-                    if not (task.folder/name).exists(): write_text(task.folder/name, text)
+                    if not (task.folder / name).exists():
+                        write_text(task.folder / name, text)
                 yield outcome
-            if busy: time.sleep(1)
+            if busy:
+                time.sleep(1)
             futures, busy = {submit(task): task for task in busy}, []
-    finally: client.cancel(list(futures), force=True)
+    finally:
+        client.cancel(list(futures), force=True)
 
 # %% ../nbs/60_runs.ipynb #31bde349
 def sweep(
-    tasks,         # from `plan`
-    *, workers=0,  # 0: in this process; n: a Dask cluster of n processes on this machine; "gpu": one for each GPU
-    scheduler=None, # address of a Dask scheduler, instead
-    resources=None, # what a worker must offer, such as {"GPU": 1}
-    progress=True, # show a bar with the time left
-) -> list: # an Outcome for each task
+    tasks,  # from `plan`
+    *,
+    workers=0,  # 0: in this process; n: a Dask cluster of n processes on this machine; "gpu": one for each GPU
+    scheduler=None,  # address of a Dask scheduler, instead
+    resources=None,  # what a worker must offer, such as {"GPU": 1}
+    progress=True,  # show a bar with the time left
+) -> list:  # an Outcome for each task
     "Do all runs that are not done. Ctrl-C leaves finished runs finished and the others as if they had not begun"
     outcomes = {task.id: state_of(task) for task in tasks}
     left = {task.id: task for task in tasks if outcomes[task.id] is None}
-    if not left: return list(outcomes.values())
-    if not scheduler: left = {id: replace(task, code="") for id, task in left.items()}  # this machine, this installation
+    if not left:
+        return list(outcomes.values())
+    if not scheduler:
+        left = {
+            id: replace(task, code="") for id, task in left.items()
+        }  # this machine, this installation
     check_folder(Path(tasks[0].out))
-    n = len(left) if scheduler else max(1, gpu_count()) if workers == "gpu" else max(1, min(workers, len(left)))
+    n = (
+        len(left)
+        if scheduler
+        else max(1, gpu_count())
+        if workers == "gpu"
+        else max(1, min(workers, len(left)))
+    )
     measured = results_in(tasks[0].out, tasks[0].experiment)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(tasks), initial=len(tasks) - len(left), desc="runs", disable=not progress, bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}"))
-        client = stack.enter_context(dask_client(n if workers != "gpu" else "gpu", scheduler)) if workers or scheduler else None
-        if scheduler and not client.scheduler_info()["workers"]: tqdm.write(f"{scheduler} has no workers yet; the runs wait for them", file=sys.stderr)
-        for outcome in (on_dask(left.values(), client, resources) if client else here(left.values())):
-            if outcome.state == "busy": continue
+        bar = stack.enter_context(
+            tqdm(
+                total=len(tasks),
+                initial=len(tasks) - len(left),
+                desc="runs",
+                disable=not progress,
+                bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}{postfix}",
+            )
+        )
+        client = (
+            stack.enter_context(dask_client(n if workers != "gpu" else "gpu", scheduler))
+            if workers or scheduler
+            else None
+        )
+        if scheduler and not client.scheduler_info()["workers"]:
+            tqdm.write(f"{scheduler} has no workers yet; the runs wait for them", file=sys.stderr)
+        for outcome in on_dask(left.values(), client, resources) if client else here(left.values()):
+            if outcome.state == "busy":
+                continue
             outcomes[outcome.id] = outcome
             del left[outcome.id]
-            if outcome.result: measured.append(outcome.result)
-            if outcome.state == "failed" and progress: tqdm.write(f"failed: {describe(outcome)}", file=sys.stderr)
+            if outcome.result:
+                measured.append(outcome.result)
+            if outcome.state == "failed" and progress:
+                tqdm.write(f"failed: {describe(outcome)}", file=sys.stderr)
             seconds = estimate(left.values(), measured)
             failed = sum(o is not None and o.state == "failed" for o in outcomes.values())
-            parts = [f"{failed} failed"]*(failed > 0) + ([] if seconds is None or scheduler or not left else [f"about {duration(seconds/n)} left"])
+            parts = [f"{failed} failed"] * (failed > 0) + (
+                []
+                if seconds is None or scheduler or not left
+                else [f"about {duration(seconds / n)} left"]
+            )
             bar.set_postfix_str(", ".join(parts), refresh=False)
             bar.update()
     return list(outcomes.values())
@@ -531,227 +821,488 @@ def sweep(
 def check_folder(out):
     "An error before the work if nothing can be written"
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out): pass
+    with tempfile.TemporaryFile(dir=out):
+        pass
+
 
 def describe(outcome):
     "A failed run in one line: what it was, what went wrong, where to look"
     p = outcome.parameters
-    shown = ", ".join(f"{k}={p[k]}" for k in (*LIKE, "seed") if k in p) or ", ".join(f"{k}={v}" for k, v in p.items())
+    shown = ", ".join(f"{k}={p[k]}" for k in (*LIKE, "seed") if k in p) or ", ".join(
+        f"{k}={v}" for k, v in p.items()
+    )
     return f"{shown}: {outcome.error.splitlines()[0] if outcome.error else '?'} ({outcome.folder})"
 
 # %% ../nbs/60_runs.ipynb #e0b8e327
-TABLE_1 = ["Baseline", "Cutout", "Random Erasing", "Cosine", "MixUp", "MixUpN", "Scattering", "GLICO", "SuperMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]
+TABLE_1 = [
+    "Baseline",
+    "Cutout",
+    "Random Erasing",
+    "Cosine",
+    "MixUp",
+    "MixUpN",
+    "Scattering",
+    "GLICO",
+    "SuperMix",
+    "ChimeraMix+Grid",
+    "ChimeraMix+Seg",
+    "HydraMix",
+]
 TABLE_6 = ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]
 PAPER = ["cifair10", "stl10", "cifair100"]
 
 EXPERIMENTS = dict(
     table_1=dict(dataset=PAPER, samples_per_class=[5, 10, 20, 30, 50, 100], method=TABLE_1),
-    table_2=dict(dataset=PAPER, samples_per_class=[5, 10, 30, 50, 100], method=["Baseline", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
-                 auto_augment=["none", "AutoAugment", "TrivialAugment"]),
-    table_3=dict(dataset=["folder:imagenet"], samples_per_class=[5], method=["Baseline", "MixUp", "ChimeraMix+Seg", "HydraMix"]),
-    table_4=dict(dataset=["stl10"], samples_per_class=[5], method=["DINO", "DINO+ChimeraMix", "DINO+HydraMix"]),
-    table_5=dict(dataset=["stl10"], samples_per_class=[5], method=["Baseline", "DiffuseMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]),
+    table_2=dict(
+        dataset=PAPER,
+        samples_per_class=[5, 10, 30, 50, 100],
+        method=["Baseline", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
+        auto_augment=["none", "AutoAugment", "TrivialAugment"],
+    ),
+    table_3=dict(
+        dataset=["folder:imagenet"],
+        samples_per_class=[5],
+        method=["Baseline", "MixUp", "ChimeraMix+Seg", "HydraMix"],
+    ),
+    table_4=dict(
+        dataset=["stl10"],
+        samples_per_class=[5],
+        method=["DINO", "DINO+ChimeraMix", "DINO+HydraMix"],
+    ),
+    table_5=dict(
+        dataset=["stl10"],
+        samples_per_class=[5],
+        method=["Baseline", "DiffuseMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
+    ),
     table_6=dict(dataset=PAPER, samples_per_class=[5, 10, 20, 30, 50, 100], method=TABLE_6),
-    table_7=dict(dataset=PAPER, samples_per_class=[5, 10, 20, 30, 50, 100], method=["HydraMix"], n_images=[2, 3, 4, 5]),
-    table_8=dict(dataset=["coco:coco"], samples_per_class=[1, 3], method=["Baseline", "Baseline+HydraMix"]),
-    table_9=dict(dataset=PAPER, samples_per_class=[5], method=["HydraMix"], generator_dataset=PAPER),
+    table_7=dict(
+        dataset=PAPER,
+        samples_per_class=[5, 10, 20, 30, 50, 100],
+        method=["HydraMix"],
+        n_images=[2, 3, 4, 5],
+    ),
+    table_8=dict(
+        dataset=["coco:coco"], samples_per_class=[1, 3], method=["Baseline", "Baseline+HydraMix"]
+    ),
+    table_9=dict(
+        dataset=PAPER, samples_per_class=[5], method=["HydraMix"], generator_dataset=PAPER
+    ),
     figure_4=dict(dataset=PAPER, samples_per_class=[5], method=TABLE_6),
-    figure_5=dict(dataset=PAPER, samples_per_class=[5], method=["HydraMix"], p_gen=[round(p/10, 1) for p in range(11)]),
-    figure_6=dict(dataset=["cifair10", "cifair100"], samples_per_class=[5], method=["HydraMix"], image_size=[32, 48, 64, 96]),
-    figure_8=dict(dataset=["stl10"], samples_per_class=[5], method=["HydraMix"], segment_noise=[0., 0.25, 0.5, 0.75, 1.]))
+    figure_5=dict(
+        dataset=PAPER,
+        samples_per_class=[5],
+        method=["HydraMix"],
+        p_gen=[round(p / 10, 1) for p in range(11)],
+    ),
+    figure_6=dict(
+        dataset=["cifair10", "cifair100"],
+        samples_per_class=[5],
+        method=["HydraMix"],
+        image_size=[32, 48, 64, 96],
+    ),
+    figure_8=dict(
+        dataset=["stl10"],
+        samples_per_class=[5],
+        method=["HydraMix"],
+        segment_noise=[0.0, 0.25, 0.5, 0.75, 1.0],
+    ),
+)
 
-NOTEBOOKS = dict(table_4="pretrain", table_8="detect") # the notebook that is one run; everywhere else "classify"
+NOTEBOOKS = dict(
+    table_4="pretrain", table_8="detect"
+)  # the notebook that is one run; everywhere else "classify"
+
 
 def notebook_of(
-    experiment, # one of EXPERIMENTS
-) -> str: # name of a notebook
+    experiment,  # one of EXPERIMENTS
+) -> str:  # name of a notebook
     "The notebook of which the experiment's runs are executions"
     return NOTEBOOKS.get(one_of(experiment, list(EXPERIMENTS), "experiment"), "classify")
 
 # %% ../nbs/60_runs.ipynb #3fb5b764
-SIZES = {"photos": 32, "cifar10": 32, "cifar100": 32, "cifair10": 32, "cifair100": 32, "npz:cifar10": 32, "npz:cifar100": 32, "stl10": 96}
+SIZES = {
+    "photos": 32,
+    "cifar10": 32,
+    "cifar100": 32,
+    "cifair10": 32,
+    "cifair100": 32,
+    "npz:cifar10": 32,
+    "npz:cifar100": 32,
+    "stl10": 96,
+}
+
 
 def one_of(value, known, what):
     "ValueError unless the value is known, with the one that was probably meant"
-    if value in known: return value
+    if value in known:
+        return value
     close = difflib.get_close_matches(str(value), [str(k) for k in known], 1)
-    raise ValueError(f"{what} {value!r}" + (f": did you mean {close[0]!r}?" if close else f": one of {', '.join(map(str, known))}"))
+    raise ValueError(
+        f"{what} {value!r}"
+        + (f": did you mean {close[0]!r}?" if close else f": one of {', '.join(map(str, known))}")
+    )
 
 # %% ../nbs/60_runs.ipynb #f3e057f5
 def simplify(
-    parameters:dict, # of a classification run, complete
+    parameters: dict,  # of a classification run, complete
 ) -> dict:
     "The same run under its usual name; ValueError where a value cannot be"
     from hydramix_nb import classifier, data, gan
     from hydramix_nb.baselines import GENERATORS, METHODS, POLICIES
+
     p = dict(parameters)
-    one_of(p["method"], list(METHODS), "method"), one_of(p["profile"], list(gan.PROFILES), "profile"), one_of(p["auto_augment"], list(POLICIES), "auto_augment")
-    if p["method"] == "ChimeraMix": p |= dict(method="ChimeraMix+Seg") # Table 3 does not say which
+    (
+        one_of(p["method"], list(METHODS), "method"),
+        one_of(p["profile"], list(gan.PROFILES), "profile"),
+        one_of(p["auto_augment"], list(POLICIES), "auto_augment"),
+    )
+    if p["method"] == "ChimeraMix":
+        p |= dict(method="ChimeraMix+Seg")  # Table 3 does not say which
     for name in (p["dataset"], p["generator_dataset"]):
-        if name and ":" not in name: one_of(name, data.NAMES, "data set")
-        elif name: one_of(name.partition(":")[0] + ":PATH", data.NAMES, "data set")
-    for name, low, high in (("p_gen", 0, 1), ("segment_noise", 0, 1), ("samples_per_class", 1, 10**6), ("n_images", 1, 100)):
-        if not low <= p[name] <= high: raise ValueError(f"{name}={p[name]}: from {low} to {high}")
+        if name and ":" not in name:
+            one_of(name, data.NAMES, "data set")
+        elif name:
+            one_of(name.partition(":")[0] + ":PATH", data.NAMES, "data set")
+    for name, low, high in (
+        ("p_gen", 0, 1),
+        ("segment_noise", 0, 1),
+        ("samples_per_class", 1, 10**6),
+        ("n_images", 1, 100),
+    ):
+        if not low <= p[name] <= high:
+            raise ValueError(f"{name}={p[name]}: from {low} to {high}")
     for module, settings in ((gan, "generator_settings"), (classifier, "classifier_settings")):
-        try: module.profile(p["profile"], 32, **p[settings])
-        except TypeError as e: raise ValueError(f"{settings}: {e}") from e
-    if p["method"] == "HydraMix" and p["p_gen"] == 0: p |= dict(method="Baseline", p_gen=0.5)
-    if p["method"] == "Baseline" and p["auto_augment"] != "none": p |= dict(method=p["auto_augment"], auto_augment="none")
-    if not hasattr(METHODS[p["method"]], "takes"): p |= dict(p_gen=0.5)  # no mixer: nothing is generated
-    if p["method"] not in GENERATORS: p |= dict(image_size=0, generator_dataset="", generator_settings={})
-    if p["method"] not in ("HydraMix", "NMix", "MixUpN"): p |= dict(n_images=4)
-    if p["method"] not in ("HydraMix", "ChimeraMix+Seg"): p |= dict(segment_noise=0.)
-    if p["generator_dataset"] == p["dataset"]: p |= dict(generator_dataset="")
+        try:
+            module.profile(p["profile"], 32, **p[settings])
+        except TypeError as e:
+            raise ValueError(f"{settings}: {e}") from e
+    if p["method"] == "HydraMix" and p["p_gen"] == 0:
+        p |= dict(method="Baseline", p_gen=0.5)
+    if p["method"] == "Baseline" and p["auto_augment"] != "none":
+        p |= dict(method=p["auto_augment"], auto_augment="none")
+    if not hasattr(METHODS[p["method"]], "takes"):
+        p |= dict(p_gen=0.5)  # no mixer: nothing is generated
+    if p["method"] not in GENERATORS:
+        p |= dict(image_size=0, generator_dataset="", generator_settings={})
+    if p["method"] not in ("HydraMix", "NMix", "MixUpN"):
+        p |= dict(n_images=4)
+    if p["method"] not in ("HydraMix", "ChimeraMix+Seg"):
+        p |= dict(segment_noise=0.0)
+    if p["generator_dataset"] == p["dataset"]:
+        p |= dict(generator_dataset="")
     size = p["size"] or SIZES.get(p["dataset"])
-    if size and p["image_size"] == gan.profile(p["profile"], size, **p["generator_settings"]).image_size: p |= dict(image_size=0)
+    if (
+        size
+        and p["image_size"] == gan.profile(p["profile"], size, **p["generator_settings"]).image_size
+    ):
+        p |= dict(image_size=0)
     return p
 
 # %% ../nbs/60_runs.ipynb #6921da19
 def grid(
-    experiment,     # one of EXPERIMENTS
-    *, profile="small", # paper, small or tiny
+    experiment,  # one of EXPERIMENTS
+    *,
+    profile="small",  # paper, small or tiny
     datasets=None,  # names as in load_images; None: the paper's
-    samples_per_class=None, # list; None: the paper's
-    methods=None,   # names of baselines.METHODS; None: the paper's
-    seeds=(0, 1, 2, 3, 4), # the paper's five
-    **axes,         # other parameters of the experiment's notebook: a value, or a list of values
-) -> list: # a dict of parameters for each run, each run once
+    samples_per_class=None,  # list; None: the paper's
+    methods=None,  # names of baselines.METHODS; None: the paper's
+    seeds=(0, 1, 2, 3, 4),  # the paper's five
+    **axes,  # other parameters of the experiment's notebook: a value, or a list of values
+) -> list:  # a dict of parameters for each run, each run once
     "The runs that a table or figure of the paper is made of"
     of, known = notebook_of(experiment), EXPERIMENTS[experiment]
     notebook = find_notebook(of)
-    given = dict(dataset=datasets, samples_per_class=samples_per_class, method=methods, seed=list(seeds), profile=profile, **axes)
-    if datasets is not None and "generator_dataset" in known and given.get("generator_dataset") is None: given["generator_dataset"] = datasets
-    lists = {k: list(v) if isinstance(v, (list, tuple)) else [v] for k, v in {**known, **{k: v for k, v in given.items() if v is not None}}.items()}
+    given = dict(
+        dataset=datasets,
+        samples_per_class=samples_per_class,
+        method=methods,
+        seed=list(seeds),
+        profile=profile,
+        **axes,
+    )
+    if (
+        datasets is not None
+        and "generator_dataset" in known
+        and given.get("generator_dataset") is None
+    ):
+        given["generator_dataset"] = datasets
+    lists = {
+        k: list(v) if isinstance(v, (list, tuple)) else [v]
+        for k, v in {**known, **{k: v for k, v in given.items() if v is not None}}.items()
+    }
     for name, values in lists.items():
-        if not values: raise ValueError(f"{name}: an empty list makes no runs")
-    order = ["seed", "dataset", "samples_per_class", *(k for k in lists if k not in ("seed", "dataset", "samples_per_class"))]
+        if not values:
+            raise ValueError(f"{name}: an empty list makes no runs")
+    order = [
+        "seed",
+        "dataset",
+        "samples_per_class",
+        *(k for k in lists if k not in ("seed", "dataset", "samples_per_class")),
+    ]
     runs = {}
     for values in itertools.product(*(lists[k] for k in order)):
         run = complete(notebook, dict(zip(order, values, strict=True)))
-        if of == "classify": run = simplify(run)
-        else: one_of(run["method"], known["method"], "method")
+        if of == "classify":
+            run = simplify(run)
+        else:
+            one_of(run["method"], known["method"], "method")
         runs[run_id(run)] = run
     return list(runs.values())
 
 # %% ../nbs/60_runs.ipynb #8caa924a
 def summary(
-    tasks,     # from `plan`
-    workers=1, # how many runs go on at the same time
-    device=None, # kind of device; None: whatever the finished runs were measured on
+    tasks,  # from `plan`
+    workers=1,  # how many runs go on at the same time
+    device=None,  # kind of device; None: whatever the finished runs were measured on
 ) -> str:
     "How many runs, which are done, what is left, and what that will cost"
     outcomes = [state_of(t) for t in tasks]
     left = [t for t, o in zip(tasks, outcomes, strict=True) if o is None]
     failed = [o for o in outcomes if o is not None and o.state == "failed"]
-    lines = [f"{len(tasks)} runs: {sum(o is not None and o.state == 'done' for o in outcomes)} done, {len(left)} left, {len(failed)} failed" + (" (--retry does them again)" if failed else "")]
+    lines = [
+        f"{len(tasks)} runs: {sum(o is not None and o.state == 'done' for o in outcomes)} done, {len(left)} left, {len(failed)} failed"
+        + (" (--retry does them again)" if failed else "")
+    ]
     lines += [f"  failed: {describe(o)}" for o in failed]
     if left:
         measured = results_in(tasks[0].out, tasks[0].experiment)
         measured = [r for r in measured if device in (None, r.get("device"))]
         seconds = estimate(left, measured)
         where = f" on {device}" if device else ""
-        if seconds is None: lines.append(f"cost: not known, no run like these has been measured{where} yet")
-        else: lines.append(f"cost: about {duration(seconds)} of computing{where}" + (f", {duration(seconds/workers)} with {workers} at a time" if workers > 1 else "") + f" (from {len(measured)} finished runs)")
+        if seconds is None:
+            lines.append(f"cost: not known, no run like these has been measured{where} yet")
+        else:
+            lines.append(
+                f"cost: about {duration(seconds)} of computing{where}"
+                + (
+                    f", {duration(seconds / workers)} with {workers} at a time"
+                    if workers > 1
+                    else ""
+                )
+                + f" (from {len(measured)} finished runs)"
+            )
     return "\n".join(lines)
 
 # %% ../nbs/60_runs.ipynb #e69bf28e
 def values(text, kind):
     "A comma-separated option as a list of the parameter's type"
-    if kind == "dict": return ast.literal_eval(text)
-    read = dict(int=int, float=float, str=str, bool=lambda v: dict(true=True, false=False)[v.lower()]).get(kind, str)
-    try: return [read(v.strip()) for v in text.split(",") if v.strip()]
-    except (ValueError, KeyError) as e: raise ValueError(f"{text!r}: a list of {kind} with commas is needed") from e
+    if kind == "dict":
+        return ast.literal_eval(text)
+    read = dict(
+        int=int, float=float, str=str, bool=lambda v: dict(true=True, false=False)[v.lower()]
+    ).get(kind, str)
+    try:
+        return [read(v.strip()) for v in text.split(",") if v.strip()]
+    except (ValueError, KeyError) as e:
+        raise ValueError(f"{text!r}: a list of {kind} with commas is needed") from e
 
 # %% ../nbs/60_runs.ipynb #0ec702dd
 def parser(known):
     "The options of `hydramix_sweep`; `known` are the parameters of the notebooks"
-    p = argparse.ArgumentParser("hydramix_sweep", formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = argparse.ArgumentParser(
+        "hydramix_sweep",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Do all runs that a table or figure of the paper is made of. Finished runs are never repeated: after an interruption, give the same command again.",
         epilog="examples:\n  hydramix_sweep table_1 --profile small --datasets photos --samples_per_class 5 --methods Baseline,HydraMix --seeds 0,1 --workers 2\n"
-               "  hydramix_sweep table_1 --profile paper --datasets cifair10 --workers gpu --dry_run\n  hydramix_sweep figure_5 --datasets npz:cifar10 --p_gen 0,0.5,1 --scheduler tcp://10.0.0.1:8786\n\n"
-               "exit status: 0 if every run is done, 1 if some failed, 2 for wrong options, 130 if interrupted")
-    def option(name, **settings): p.add_argument(*dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), dest=name, **settings)
+        "  hydramix_sweep table_1 --profile paper --datasets cifair10 --workers gpu --dry_run\n  hydramix_sweep figure_5 --datasets npz:cifar10 --p_gen 0,0.5,1 --scheduler tcp://10.0.0.1:8786\n\n"
+        "exit status: 0 if every run is done, 1 if some failed, 2 for wrong options, 130 if interrupted",
+    )
+
+    def option(name, **settings):
+        p.add_argument(
+            *dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]), dest=name, **settings
+        )
+
     p.add_argument("experiment", help="one of " + ", ".join(EXPERIMENTS))
-    option("profile", default="small", help="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its figures mean nothing); default small")
-    option("datasets", metavar="A,B", help="photos, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH; a relative PATH is looked for here and in the data root; default: the paper's")
-    option("samples_per_class", metavar="N,N", help="training images of each class; default: the paper's")
-    option("methods", metavar="A,B", help="names as in the paper's tables: Baseline, MixUp, ChimeraMix+Seg, HydraMix, …; default: the paper's")
+    option(
+        "profile",
+        default="small",
+        help="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its figures mean nothing); default small",
+    )
+    option(
+        "datasets",
+        metavar="A,B",
+        help="photos, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH; a relative PATH is looked for here and in the data root; default: the paper's",
+    )
+    option(
+        "samples_per_class",
+        metavar="N,N",
+        help="training images of each class; default: the paper's",
+    )
+    option(
+        "methods",
+        metavar="A,B",
+        help="names as in the paper's tables: Baseline, MixUp, ChimeraMix+Seg, HydraMix, …; default: the paper's",
+    )
     option("seeds", metavar="N,N", default="0,1,2,3,4", help="default 0,1,2,3,4")
     for name, (kind, _, text) in known.items():
         if name not in ("dataset", "samples_per_class", "method", "seed", "profile", *PLACES):
             option(name, metavar="DICT" if kind == "dict" else "A,B", help=text.replace("%", "%%"))
     option("out", default="runs", help="folder of all runs; default runs")
-    option("workers", default="0", help="0: one run after the other in this process; N: N at a time; gpu: one for each GPU; default 0")
+    option(
+        "workers",
+        default="0",
+        help="0: one run after the other in this process; N: N at a time; gpu: one for each GPU; default 0",
+    )
     option("scheduler", metavar="ADDRESS", help="do the runs on the workers of this Dask scheduler")
     option("resources", metavar="NAME=N", help="what a worker must offer, for example GPU=1")
     option("device", default="auto", help="auto, cpu, cuda or cuda:N; default auto")
-    option("data_root", help="folder of the data sets; default $HYDRAMIX_DATA, else ~/.cache/hydramix")
+    option(
+        "data_root", help="folder of the data sets; default $HYDRAMIX_DATA, else ~/.cache/hydramix"
+    )
     option("retry", action="store_true", help="do failed runs again")
-    option("dry_run", action="store_true", help="say what there is to do and what it will cost, and stop")
+    option(
+        "dry_run",
+        action="store_true",
+        help="say what there is to do and what it will cost, and stop",
+    )
     return p
 
 # %% ../nbs/60_runs.ipynb #71041bdf
 def main(
-    arguments=None, # list of str; None: the command line
-) -> int: # exit status
+    arguments=None,  # list of str; None: the command line
+) -> int:  # exit status
     "The command `hydramix_sweep`"
     import signal
-    known = {k: v for name in (*NOTEBOOKS.values(), "classify") for k, v in inspect(find_notebook(name)).items()}
+
+    known = {
+        k: v
+        for name in (*NOTEBOOKS.values(), "classify")
+        for k, v in inspect(find_notebook(name)).items()
+    }
     p = parser(known)
     a = vars(p.parse_args(arguments))
     try:
-        axes = {name: values(a[name], kind) for name, (kind, _, _) in known.items() if name not in ("dataset", "method", "seed", "profile", *PLACES) and a.get(name) is not None}
+        axes = {
+            name: values(a[name], kind)
+            for name, (kind, _, _) in known.items()
+            if name not in ("dataset", "method", "seed", "profile", *PLACES)
+            and a.get(name) is not None
+        }
         listed = lambda name: None if a[name] is None else values(a[name], "str")
-        runs = grid(a["experiment"], profile=a["profile"], datasets=listed("datasets"), methods=listed("methods"), seeds=values(a["seeds"], "int"), **axes)
+        runs = grid(
+            a["experiment"],
+            profile=a["profile"],
+            datasets=listed("datasets"),
+            methods=listed("methods"),
+            seeds=values(a["seeds"], "int"),
+            **axes,
+        )
         workers = a["workers"] if a["workers"] == "gpu" else int(a["workers"])
-        if a["resources"] and not a["scheduler"]: raise ValueError("resources are what workers of a scheduler offer: give its address with --scheduler")
-        if workers != "gpu" and workers < 0: raise ValueError(f"workers={workers}: 0 or more, or gpu")
-        resources = {k: float(v) for k, v in (part.split("=") for part in a["resources"].split(","))} if a["resources"] else None
-        tasks = plan(notebook_of(a["experiment"]), runs, a["out"], device=a["device"], data_root=a["data_root"], retry=a["retry"])
-    except (ValueError, TypeError, FileNotFoundError) as e: p.error(str(e))
+        if a["resources"] and not a["scheduler"]:
+            raise ValueError(
+                "resources are what workers of a scheduler offer: give its address with --scheduler"
+            )
+        if workers != "gpu" and workers < 0:
+            raise ValueError(f"workers={workers}: 0 or more, or gpu")
+        resources = (
+            {k: float(v) for k, v in (part.split("=") for part in a["resources"].split(","))}
+            if a["resources"]
+            else None
+        )
+        tasks = plan(
+            notebook_of(a["experiment"]),
+            runs,
+            a["out"],
+            device=a["device"],
+            data_root=a["data_root"],
+            retry=a["retry"],
+        )
+    except (ValueError, TypeError, FileNotFoundError) as e:
+        p.error(str(e))
     at_once = max(1, gpu_count()) if workers == "gpu" else max(1, workers)
-    print(f"{a['experiment']} at profile {a['profile']}: " + summary(tasks, at_once, None if a["scheduler"] else device_name(chosen_device(a["device"]))), flush=True)
-    if a["dry_run"]: return 0
-    def stop(*_): raise KeyboardInterrupt
+    print(
+        f"{a['experiment']} at profile {a['profile']}: "
+        + summary(
+            tasks, at_once, None if a["scheduler"] else device_name(chosen_device(a["device"]))
+        ),
+        flush=True,
+    )
+    if a["dry_run"]:
+        return 0
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
     signal.signal(signal.SIGTERM, stop)
-    try: outcomes = sweep(tasks, workers=workers, scheduler=a["scheduler"], resources=resources)
+    try:
+        outcomes = sweep(tasks, workers=workers, scheduler=a["scheduler"], resources=resources)
     except KeyboardInterrupt:
-        print("\ninterrupted: finished runs stay; the same command goes on from here", file=sys.stderr)
+        print(
+            "\ninterrupted: finished runs stay; the same command goes on from here", file=sys.stderr
+        )
         return 130
     except (OSError, RuntimeError) as e:
         print(f"hydramix_sweep: {e}", file=sys.stderr)
         return 1
     done = sum(o.state == "done" for o in outcomes)
-    print(f"{done} of {len(tasks)} runs are done, in {Path(a['out'])/tasks[0].experiment}")
+    print(f"{done} of {len(tasks)} runs are done, in {Path(a['out']) / tasks[0].experiment}")
     for o in outcomes:
-        if o.state == "failed": print(f"  failed: {describe(o)}")
-    if done < len(tasks): print("the executed notebooks in those folders show where; --retry does them again")
+        if o.state == "failed":
+            print(f"  failed: {describe(o)}")
+    if done < len(tasks):
+        print("the executed notebooks in those folders show where; --retry does them again")
     return 0 if done == len(tasks) else 1
 
+
 def chosen_device(
-    device="auto", # auto, cpu, cuda, cuda:N
+    device="auto",  # auto, cpu, cuda, cuda:N
 ) -> str:
     "The device itself: auto is the GPU where there is one"
     import torch
+
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 # %% ../nbs/60_runs.ipynb #30daaabc
 def dataset_label(
-    name,      # as in load_images
-    root=None, # folder of the data sets
-) -> str: # what reports call it
+    name,  # as in load_images
+    root=None,  # folder of the data sets
+) -> str:  # what reports call it
     "The name of a data set in print: CIFAR-10 with a keep-mask is 'CIFAR-10 without near-duplicates', never ciFAIR-10"
     from hydramix_nb import data
-    published = dict(cifar10="CIFAR-10", cifar100="CIFAR-100", cifair10="ciFAIR-10", cifair100="ciFAIR-100", stl10="STL-10")
-    if name in published: return published[name]
+
+    published = dict(
+        cifar10="CIFAR-10",
+        cifar100="CIFAR-100",
+        cifair10="ciFAIR-10",
+        cifair100="ciFAIR-100",
+        stl10="STL-10",
+    )
+    if name in published:
+        return published[name]
     kind, _, path = name.partition(":")
-    known = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenette": "Imagenette", "tiny_imagenet": "Tiny ImageNet", "imagenet": "ImageNet",
-             "coco": "COCO", "coco_tiny": "COCO, an image of each class"}
+    known = {
+        "cifar10": "CIFAR-10",
+        "cifar100": "CIFAR-100",
+        "imagenette": "Imagenette",
+        "tiny_imagenet": "Tiny ImageNet",
+        "imagenet": "ImageNet",
+        "coco": "COCO",
+        "coco_tiny": "COCO, an image of each class",
+    }
     label = known.get(Path(path).name.lower(), name)
-    if kind != "npz": return label
+    if kind != "npz":
+        return label
     import numpy as np
+
     path = Path(path).expanduser()
-    file = next((p for p in (path/"test.npz", data.data_root(root)/path/"test.npz", path/"val.npz", data.data_root(root)/path/"val.npz", path, data.data_root(root)/path) if p.is_file()), None)
-    if file is None: return label
-    with np.load(file, allow_pickle=False) as arrays: kept = [k for k in arrays.files if k == "cifair_keep"]
+    file = next(
+        (
+            p
+            for p in (
+                path / "test.npz",
+                data.data_root(root) / path / "test.npz",
+                path / "val.npz",
+                data.data_root(root) / path / "val.npz",
+                path,
+                data.data_root(root) / path,
+            )
+            if p.is_file()
+        ),
+        None,
+    )
+    if file is None:
+        return label
+    with np.load(file, allow_pickle=False) as arrays:
+        kept = [k for k in arrays.files if k == "cifair_keep"]
     return f"{label} without near-duplicates" if kept else label

@@ -25,15 +25,17 @@ from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/52_selfsupervised.ipynb #51e71b66
 def draw_boxes(
-    n:int,       # how many
-    side:int,    # of the square images, pixels
-    scale:tuple, # smallest and largest area, shares of the image
-    device="cpu", # where they are drawn
-    attempts:int=10, # draws for each
-) -> torch.Tensor: # int64 [n,4]: top, left, height, width
+    n: int,  # how many
+    side: int,  # of the square images, pixels
+    scale: tuple,  # smallest and largest area, shares of the image
+    device="cpu",  # where they are drawn
+    attempts: int = 10,  # draws for each
+) -> torch.Tensor:  # int64 [n,4]: top, left, height, width
     "Rectangles of random place, area and aspect, as torchvision's RandomResizedCrop draws them"
     area = side**2 * torch.empty(n, attempts, device=device).uniform_(*scale)
-    aspect = torch.empty(n, attempts, device=device).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
+    aspect = (
+        torch.empty(n, attempts, device=device).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
+    )
     height, width = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
     fits = (0 < height) & (height <= side) & (0 < width) & (width <= side)
     first = fits.int().argmax(1, keepdim=True)
@@ -43,119 +45,170 @@ def draw_boxes(
 
 # %% ../nbs/52_selfsupervised.ipynb #298f0911
 def cubic(
-    x:torch.Tensor, # distances in pixels
+    x: torch.Tensor,  # distances in pixels
 ) -> torch.Tensor:  # weights
     "Kernel of bicubic interpolation, a = −1/2"
     x = x.abs()
-    return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, torch.where(x < 2, ((-.5 * x + 2.5) * x - 4) * x + 2, 0.))
+    return torch.where(
+        x < 1,
+        (1.5 * x - 2.5) * x * x + 1,
+        torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0),
+    )
+
 
 def resize_matrix(
-    start:torch.Tensor,  # [n], first pixel of each crop
-    length:torch.Tensor, # [n], pixels of each crop
-    side:int,            # pixels of the image
-    size:int,            # pixels of the result
-) -> torch.Tensor: # [n,size,side], rows that sum to one
+    start: torch.Tensor,  # [n], first pixel of each crop
+    length: torch.Tensor,  # [n], pixels of each crop
+    side: int,  # pixels of the image
+    size: int,  # pixels of the result
+) -> torch.Tensor:  # [n,size,side], rows that sum to one
     "A_y or A_x: bicubic, antialiased where a crop is made smaller"
     start, length = start[:, None, None].float(), length[:, None, None].float()
-    center = (torch.arange(size, device=start.device)[:, None] + .5) * length / size
+    center = (torch.arange(size, device=start.device)[:, None] + 0.5) * length / size
     pixel = torch.arange(side, device=start.device) - start
-    weights = cubic((pixel + .5 - center) / (length / size).clamp(min=1)) * ((pixel >= 0) & (pixel < length))
+    weights = cubic((pixel + 0.5 - center) / (length / size).clamp(min=1)) * (
+        (pixel >= 0) & (pixel < length)
+    )
     return weights / weights.sum(2, keepdim=True)
 
+
 def separable(
-    images:torch.Tensor,  # [n,C,H,W]
-    rows:torch.Tensor,    # A_y [n,h,H]
-    columns:torch.Tensor, # A_x [n,w,W]
-) -> torch.Tensor: # [n,C,h,w]
+    images: torch.Tensor,  # [n,C,H,W]
+    rows: torch.Tensor,  # A_y [n,h,H]
+    columns: torch.Tensor,  # A_x [n,w,W]
+) -> torch.Tensor:  # [n,C,h,w]
     "A_y · I · A_xᵀ"
     return rows[:, None] @ images @ columns[:, None].mT
 
 # %% ../nbs/52_selfsupervised.ipynb #e431013a
 def grey(
-    images:torch.Tensor, # [n,C,H,W], C 1 or 3
-) -> torch.Tensor: # [n,1,H,W]
+    images: torch.Tensor,  # [n,C,H,W], C 1 or 3
+) -> torch.Tensor:  # [n,1,H,W]
     "Luminance, ITU-R 601"
-    return images if images.shape[1] == 1 else (images * images.new_tensor([.2989, .587, .114])[:, None, None]).sum(1, keepdim=True)
+    return (
+        images
+        if images.shape[1] == 1
+        else (images * images.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(
+            1, keepdim=True
+        )
+    )
+
 
 def shift_hue(
-    images:torch.Tensor, # [n,3,H,W] in 0…1
-    turn:torch.Tensor,   # [n], turns of the colour circle
-) -> torch.Tensor: # [n,3,H,W]
+    images: torch.Tensor,  # [n,3,H,W] in 0…1
+    turn: torch.Tensor,  # [n], turns of the colour circle
+) -> torch.Tensor:  # [n,3,H,W]
     "Turn the hue; brightest channel and chroma (the range of the channels) stay"
     red, green, blue = images.unbind(1)
     value, chroma = images.amax(1), images.amax(1) - images.amin(1)
-    c = chroma.masked_fill(chroma == 0, 1.)
-    sector = torch.where(value == red, (green - blue) / c, torch.where(value == green, 2 + (blue - red) / c, 4 + (red - green) / c))
-    k = (sector[:, None] + 6 * turn[:, None, None, None] + images.new_tensor([5., 3., 1.])[:, None, None]) % 6
+    c = chroma.masked_fill(chroma == 0, 1.0)
+    sector = torch.where(
+        value == red,
+        (green - blue) / c,
+        torch.where(value == green, 2 + (blue - red) / c, 4 + (red - green) / c),
+    )
+    k = (
+        sector[:, None]
+        + 6 * turn[:, None, None, None]
+        + images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    ) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
+
 def jitter(
-    images:torch.Tensor,  # [n,C,H,W] in 0…1, C 1 or 3
-    factors:torch.Tensor, # [n,4]: brightness, contrast, saturation (1: as it is), and turn of the hue (0: as it is)
-    orders:torch.Tensor,  # int64 [n,4], a permutation of 0…3 for each image
-) -> torch.Tensor: # [n,C,H,W]
+    images: torch.Tensor,  # [n,C,H,W] in 0…1, C 1 or 3
+    factors: torch.Tensor,  # [n,4]: brightness, contrast, saturation (1: as it is), and turn of the hue (0: as it is)
+    orders: torch.Tensor,  # int64 [n,4], a permutation of 0…3 for each image
+) -> torch.Tensor:  # [n,C,H,W]
     "Jitter of brightness, contrast, saturation and hue in each image's own order"
     for step in orders.unbind(1):
-        factor, what, pale = factors.gather(1, step[:, None])[..., None, None], step[:, None, None, None], grey(images)
-        reference = torch.where(what == 0, 0., torch.where(what == 1, pale.mean((2, 3), keepdim=True), pale))
+        factor, what, pale = (
+            factors.gather(1, step[:, None])[..., None, None],
+            step[:, None, None, None],
+            grey(images),
+        )
+        reference = torch.where(
+            what == 0, 0.0, torch.where(what == 1, pale.mean((2, 3), keepdim=True), pale)
+        )
         blended = (factor * images + (1 - factor) * reference).clamp(0, 1)
-        images = torch.where(what == 3, shift_hue(images, factors[:, 3]) if images.shape[1] == 3 else images, blended)
+        images = torch.where(
+            what == 3, shift_hue(images, factors[:, 3]) if images.shape[1] == 3 else images, blended
+        )
     return images
 
 # %% ../nbs/52_selfsupervised.ipynb #823673a0
 def blur_matrix(
-    sigma:torch.Tensor, # [n], standard deviations in pixels
-    size:int,           # side of the images
-    radius:int,         # pixels on either side that count
-) -> torch.Tensor: # [n,size,size]
+    sigma: torch.Tensor,  # [n], standard deviations in pixels
+    size: int,  # side of the images
+    radius: int,  # pixels on either side that count
+) -> torch.Tensor:  # [n,size,size]
     "Gaussian blur along one axis, reflected at the border"
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.exp(-offset**2 / (2 * sigma[:, None]**2))
+    kernel = torch.exp(-(offset**2) / (2 * sigma[:, None] ** 2))
     at = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()
     at = torch.where(at < size, at, 2 * (size - 1) - at).expand(len(sigma), -1, -1)
-    return torch.zeros(len(sigma), size, size, device=sigma.device).scatter_add_(2, at, (kernel / kernel.sum(1, keepdim=True))[:, None].expand_as(at))
+    return torch.zeros(len(sigma), size, size, device=sigma.device).scatter_add_(
+        2, at, (kernel / kernel.sum(1, keepdim=True))[:, None].expand_as(at)
+    )
 
 # %% ../nbs/52_selfsupervised.ipynb #2b0feb1f
 @dataclass
 class Views:
     "The random numbers of n crops"
-    boxes:torch.Tensor   # int64 [n,4], from `draw_boxes`
-    flips:torch.Tensor   # bool [n]
-    factors:torch.Tensor # [n,4], see `jitter`
-    orders:torch.Tensor  # int64 [n,4], see `jitter`
-    greys:torch.Tensor   # bool [n]
-    blurs:torch.Tensor   # bool [n]
-    sigmas:torch.Tensor  # [n], used where blurs
-    solarised:torch.Tensor # bool [n]
-    size:int             # side of the crops
-    radius:int           # of the blur
+
+    boxes: torch.Tensor  # int64 [n,4], from `draw_boxes`
+    flips: torch.Tensor  # bool [n]
+    factors: torch.Tensor  # [n,4], see `jitter`
+    orders: torch.Tensor  # int64 [n,4], see `jitter`
+    greys: torch.Tensor  # bool [n]
+    blurs: torch.Tensor  # bool [n]
+    sigmas: torch.Tensor  # [n], used where blurs
+    solarised: torch.Tensor  # bool [n]
+    size: int  # side of the crops
+    radius: int  # of the blur
+
 
 def draw_views(
-    side:int,       # of the square images, pixels
-    size:int,       # of the crops, pixels
-    scale:tuple,    # smallest and largest area, shares of the image
-    blur:torch.Tensor, # [n], probability of a blur for each crop
-    solarise:torch.Tensor, # [n], probability of solarisation
-    sigma:tuple,    # smallest and largest standard deviation of a blur, pixels of the crop
+    side: int,  # of the square images, pixels
+    size: int,  # of the crops, pixels
+    scale: tuple,  # smallest and largest area, shares of the image
+    blur: torch.Tensor,  # [n], probability of a blur for each crop
+    solarise: torch.Tensor,  # [n], probability of solarisation
+    sigma: tuple,  # smallest and largest standard deviation of a blur, pixels of the crop
 ) -> Views:
     "Draw crops as DINO does: mirrored 1/2, jittered 8/10 (brightness and contrast ±40 %, saturation ±20 %, hue ±1/10 turn), grey 2/10"
     n, device = len(blur), blur.device
     chance = lambda p: torch.rand(n, device=device) < p
-    factors = torch.empty(n, 4, device=device).uniform_(-1, 1) * torch.tensor([.4, .4, .2, .1], device=device)
-    factors = factors * chance(.8)[:, None] + torch.tensor([1., 1., 1., 0.], device=device)
-    return Views(draw_boxes(n, side, scale, device), chance(.5), factors, torch.rand(n, 4, device=device).argsort(1), chance(.2), chance(blur),
-                 torch.empty(n, device=device).uniform_(*sigma), chance(solarise), size, max(1, math.ceil(3 * sigma[1])))
+    factors = torch.empty(n, 4, device=device).uniform_(-1, 1) * torch.tensor(
+        [0.4, 0.4, 0.2, 0.1], device=device
+    )
+    factors = factors * chance(0.8)[:, None] + torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
+    return Views(
+        draw_boxes(n, side, scale, device),
+        chance(0.5),
+        factors,
+        torch.rand(n, 4, device=device).argsort(1),
+        chance(0.2),
+        chance(blur),
+        torch.empty(n, device=device).uniform_(*sigma),
+        chance(solarise),
+        size,
+        max(1, math.ceil(3 * sigma[1])),
+    )
+
 
 def render(
-    images:torch.Tensor, # float [n,C,S,S] in −1…1
-    views:Views,         # n of them
-) -> torch.Tensor: # float [n,C,size,size] in −1…1
+    images: torch.Tensor,  # float [n,C,S,S] in −1…1
+    views: Views,  # n of them
+) -> torch.Tensor:  # float [n,C,size,size] in −1…1
     "The crops that the random numbers make: cut, mirror, jitter, grey, blur, solarise"
     each = lambda flags: flags[:, None, None, None]
     top, left, height, width = views.boxes.unbind(1)
     columns = resize_matrix(left, width, images.shape[-1], views.size)
     columns = torch.where(views.flips[:, None, None], columns.flip(1), columns)
-    x = separable((images + 1) / 2, resize_matrix(top, height, images.shape[-2], views.size), columns).clamp(0, 1)
+    x = separable(
+        (images + 1) / 2, resize_matrix(top, height, images.shape[-2], views.size), columns
+    ).clamp(0, 1)
     x = jitter(x, views.factors, views.orders)
     x = torch.where(each(views.greys), grey(x), x)
     blur = blur_matrix(views.sigmas, views.size, views.radius)
@@ -167,91 +220,168 @@ def render(
 @dataclass(frozen=True)
 class Config:
     "How DINO is trained; the defaults are the original's for a ResNet-50 in small batches (Caron et al. 2021)"
-    network:str = "resnet50"    # see `classifier.network`
-    dimensions:int = 65536      # K, outputs of the head
-    hidden:int = 2048           # features of the head's two hidden layers
-    bottleneck:int = 256        # features before its last layer
-    head_norm:bool = True       # batch normalisation in the head, for networks that have it themselves
-    batch_size:int = 64         # images in a step; each gives 2 + local_views crops
-    epochs:int = 200            # passes over the repeated set
-    samples_per_epoch:int = 120 # images per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
-    steps:int|None = None       # optimiser steps in all, instead of epochs
-    optimizer:str = "sgd"       # "sgd" with momentum 0.9, or "adamw", which the original has for transformers
-    lr:float = 0.03             # highest learning rate, for 256 images; it is scaled by batch_size / 256
-    min_lr:float = 1e-6         # learning rate at the end of the cosine
-    warmup:float = 0.1          # share of the training over which the learning rate rises
-    weight_decay:float = 1e-4   # at first, on weights that are matrices; biases and normalisation have none
-    weight_decay_end:float = 1e-4 # at the end of a cosine; transformers: from 0.04 to 0.4
-    clip:float = 3.             # largest norm of the gradient of each tensor of weights
-    freeze:float = 0.01         # share of the training in which the last layer stands still
-    momentum:float = 0.996      # λ at first; 1 at the end of a cosine
-    student_temp:float = 0.1    # τ_s
-    warmup_temp:float = 0.04    # τ_t at first
-    teacher_temp:float = 0.07   # τ_t at last
-    temp_warmup:float = 0.3     # share of the training over which τ_t rises
-    center_momentum:float = 0.9 # m; 1: no centring
-    global_size:int = 224       # side of the two global crops, pixels
-    local_size:int = 96         # side of the local crops, pixels
-    local_views:int = 8         # local crops of each image
-    global_scale:tuple = (0.14, 1.)   # smallest and largest area of a global crop, shares of the image
-    local_scale:tuple = (0.05, 0.14)  # the same for local crops; transformers: (0.4, 1) and (0.05, 0.4)
-    p_gen:float = 0.5           # share of batches that a mixer replaces, if there is one
-    seed:int = 0                # of weights, order, crops and compositions
+
+    network: str = "resnet50"  # see `classifier.network`
+    dimensions: int = 65536  # K, outputs of the head
+    hidden: int = 2048  # features of the head's two hidden layers
+    bottleneck: int = 256  # features before its last layer
+    head_norm: bool = True  # batch normalisation in the head, for networks that have it themselves
+    batch_size: int = 64  # images in a step; each gives 2 + local_views crops
+    epochs: int = 200  # passes over the repeated set
+    samples_per_epoch: int = 120  # images per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
+    steps: int | None = None  # optimiser steps in all, instead of epochs
+    optimizer: str = (
+        "sgd"  # "sgd" with momentum 0.9, or "adamw", which the original has for transformers
+    )
+    lr: float = 0.03  # highest learning rate, for 256 images; it is scaled by batch_size / 256
+    min_lr: float = 1e-6  # learning rate at the end of the cosine
+    warmup: float = 0.1  # share of the training over which the learning rate rises
+    weight_decay: float = (
+        1e-4  # at first, on weights that are matrices; biases and normalisation have none
+    )
+    weight_decay_end: float = 1e-4  # at the end of a cosine; transformers: from 0.04 to 0.4
+    clip: float = 3.0  # largest norm of the gradient of each tensor of weights
+    freeze: float = 0.01  # share of the training in which the last layer stands still
+    momentum: float = 0.996  # λ at first; 1 at the end of a cosine
+    student_temp: float = 0.1  # τ_s
+    warmup_temp: float = 0.04  # τ_t at first
+    teacher_temp: float = 0.07  # τ_t at last
+    temp_warmup: float = 0.3  # share of the training over which τ_t rises
+    center_momentum: float = 0.9  # m; 1: no centring
+    global_size: int = 224  # side of the two global crops, pixels
+    local_size: int = 96  # side of the local crops, pixels
+    local_views: int = 8  # local crops of each image
+    global_scale: tuple = (
+        0.14,
+        1.0,
+    )  # smallest and largest area of a global crop, shares of the image
+    local_scale: tuple = (
+        0.05,
+        0.14,
+    )  # the same for local crops; transformers: (0.4, 1) and (0.05, 0.4)
+    p_gen: float = 0.5  # share of batches that a mixer replaces, if there is one
+    seed: int = 0  # of weights, order, crops and compositions
 
     def __post_init__(self):
         for name in ("global_scale", "local_scale"):
             low, high = scale = tuple(getattr(self, name))
             object.__setattr__(self, name, scale)
-            if not 0 < low <= high <= 1: raise ValueError(f"{name}={scale}: (low, high) in 0…1")
-        for name in ("dimensions", "hidden", "bottleneck", "epochs", "samples_per_epoch", "lr", "clip", "student_temp", "warmup_temp", "teacher_temp"):
-            if not getattr(self, name) > 0: raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name}={scale}: (low, high) in 0…1")
+        for name in (
+            "dimensions",
+            "hidden",
+            "bottleneck",
+            "epochs",
+            "samples_per_epoch",
+            "lr",
+            "clip",
+            "student_temp",
+            "warmup_temp",
+            "teacher_temp",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
         for name in ("weight_decay", "weight_decay_end", "min_lr", "local_views"):
-            if not getattr(self, name) >= 0: raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
         for name in ("warmup", "freeze", "momentum", "temp_warmup", "center_momentum", "p_gen"):
-            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name}={getattr(self, name)}: from 0 to 1")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: from 0 to 1")
         for name in ("global_size", "local_size"):
-            if getattr(self, name) < 8: raise ValueError(f"{name}={getattr(self, name)}: 8 pixels or more")
-        if self.batch_size < 2: raise ValueError(f"batch_size={self.batch_size}: 2 or more, for batch normalisation")
-        if self.optimizer not in ("sgd", "adamw"): raise ValueError(f"optimizer={self.optimizer!r}: sgd or adamw")
-        if self.steps is not None and self.steps < 1: raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+            if getattr(self, name) < 8:
+                raise ValueError(f"{name}={getattr(self, name)}: 8 pixels or more")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size}: 2 or more, for batch normalisation")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer={self.optimizer!r}: sgd or adamw")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
 
 # %% ../nbs/52_selfsupervised.ipynb #c6869807
 def profile(
-    name:str="paper", # "paper", "small" (minutes on two cores) or "tiny" (seconds; its figures mean nothing)
-    size:int=96,      # side of the images in pixels
-    **changes,        # fields of Config to set otherwise
+    name: str = "paper",  # "paper", "small" (minutes on two cores) or "tiny" (seconds; its figures mean nothing)
+    size: int = 96,  # side of the images in pixels
+    **changes,  # fields of Config to set otherwise
 ) -> Config:
     "The original's settings for images of this size, or a smaller version of them"
-    column = {} if size > 64 else dict(network="wrn-16-8", global_size=max(size, 8), local_size=max(size // 2, 8))
+    column = (
+        {}
+        if size > 64
+        else dict(network="wrn-16-8", global_size=max(size, 8), local_size=max(size // 2, 8))
+    )
     return from_profile(Config, PROFILES, name, changes, "DINO", **column)
+
 
 PROFILES = dict(
     paper={},
-    small=dict(network="wrn-10-1", dimensions=256, hidden=512, bottleneck=128, batch_size=32, steps=1000, optimizer="adamw", lr=4e-3, weight_decay=.04, weight_decay_end=.04, momentum=.99, warmup_temp=.04, teacher_temp=.04,
-               global_size=32, local_size=16, local_views=4, global_scale=(.3, 1.), local_scale=(.05, .3)),
-    tiny=dict(network="wrn-10-1", dimensions=32, hidden=32, bottleneck=16, batch_size=4, steps=4, global_size=16, local_size=8, local_views=2))
+    small=dict(
+        network="wrn-10-1",
+        dimensions=256,
+        hidden=512,
+        bottleneck=128,
+        batch_size=32,
+        steps=1000,
+        optimizer="adamw",
+        lr=4e-3,
+        weight_decay=0.04,
+        weight_decay_end=0.04,
+        momentum=0.99,
+        warmup_temp=0.04,
+        teacher_temp=0.04,
+        global_size=32,
+        local_size=16,
+        local_views=4,
+        global_scale=(0.3, 1.0),
+        local_scale=(0.05, 0.3),
+    ),
+    tiny=dict(
+        network="wrn-10-1",
+        dimensions=32,
+        hidden=32,
+        bottleneck=16,
+        batch_size=4,
+        steps=4,
+        global_size=16,
+        local_size=8,
+        local_views=2,
+    ),
+)
 
 # %% ../nbs/52_selfsupervised.ipynb #7731e3a0
 def multi_crop(
-    images:torch.Tensor, # float [B,C,S,S] in −1…1
-    config:Config,       # sizes, areas and number of the crops
-) -> list: # global crops [2B,C,G,G], the first of all images before the second; local crops [V·B,C,L,L] in the same order
+    images: torch.Tensor,  # float [B,C,S,S] in −1…1
+    config: Config,  # sizes, areas and number of the crops
+) -> list:  # global crops [2B,C,G,G], the first of all images before the second; local crops [V·B,C,L,L] in the same order
     "DINO's crops of a batch"
     batch, side, scale = len(images), images.shape[-1], config.global_size / 224
     per_image = lambda *p: torch.tensor(p, device=images.device).repeat_interleave(batch)
-    views = [draw_views(side, config.global_size, config.global_scale, per_image(1., .1), per_image(0., .2), (.1 * scale, 2 * scale))]
+    views = [
+        draw_views(
+            side,
+            config.global_size,
+            config.global_scale,
+            per_image(1.0, 0.1),
+            per_image(0.0, 0.2),
+            (0.1 * scale, 2 * scale),
+        )
+    ]
     if config.local_views:
-        half, never = per_image(*[.5] * config.local_views), per_image(*[0.] * config.local_views)
-        views.append(draw_views(side, config.local_size, config.local_scale, half, never, (.1 * scale, 2 * scale)))
+        half, never = per_image(*[0.5] * config.local_views), per_image(*[0.0] * config.local_views)
+        views.append(
+            draw_views(
+                side, config.local_size, config.local_scale, half, never, (0.1 * scale, 2 * scale)
+            )
+        )
     return [render(images.repeat(len(v.flips) // batch, 1, 1, 1), v) for v in views]
 
 # %% ../nbs/52_selfsupervised.ipynb #3c3c4ddc
 def backbone(
-    name:str,        # see `classifier.network`
-    in_channels:int, # channels of the images
-) -> tuple: # module from images [B,C,H,W] to features [B,F], and F
+    name: str,  # see `classifier.network`
+    in_channels: int,  # channels of the images
+) -> tuple:  # module from images [B,C,H,W] to features [B,F], and F
     "A network without its last linear layer, weights random"
-    net = classifier.network(name, in_channels, 2, dropout=0.)
+    net = classifier.network(name, in_channels, 2, dropout=0.0)
     path, last = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, leaf = path.rpartition(".")
     setattr(net.get_submodule(parent), leaf, nn.Identity())
@@ -267,48 +397,73 @@ def _lightly():
             import lightly.models.modules
             import lightly.models.utils
             import lightly.utils.scheduler
-    except ImportError as e: raise ImportError('DINO is built from parts of the package lightly: pip install "hydramix-nb[selfsupervised]"') from e
+    except ImportError as e:
+        raise ImportError(
+            'DINO is built from parts of the package lightly: pip install "hydramix-nb[selfsupervised]"'
+        ) from e
     return lightly
+
 
 class Network(nn.Module):
     "g = h∘f: backbone and head"
-    def __init__(self,
-        config:Config,   # network and head
-        in_channels:int, # channels of the images
+
+    def __init__(
+        self,
+        config: Config,  # network and head
+        in_channels: int,  # channels of the images
     ):
         super().__init__()
         self.backbone, features = backbone(config.network, in_channels)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lightly normalises weights with a function that torch calls deprecated
-            self.head = _lightly().models.modules.DINOProjectionHead(features, config.hidden, config.bottleneck, config.dimensions, batch_norm=config.head_norm)
+            warnings.simplefilter(
+                "ignore"
+            )  # lightly normalises weights with a function that torch calls deprecated
+            self.head = _lightly().models.modules.DINOProjectionHead(
+                features,
+                config.hidden,
+                config.bottleneck,
+                config.dimensions,
+                batch_norm=config.head_norm,
+            )
 
-    def forward(self,
-        crops:list, # of tensors [n,C,H,W], one for each size
-    ) -> torch.Tensor: # [sum of n, K]
+    def forward(
+        self,
+        crops: list,  # of tensors [n,C,H,W], one for each size
+    ) -> torch.Tensor:  # [sum of n, K]
         "Crops of one size go through the backbone together, all features through the head together"
         return self.head(torch.cat([self.backbone(c) for c in crops]))
 
 # %% ../nbs/52_selfsupervised.ipynb #25c16b8f
 def schedule(
-    config:Config, # start and end of everything
-    step:int,      # from 0
-    steps:int,     # in all
-) -> dict: # lr, weight_decay, momentum λ, teacher_temp τ_t
+    config: Config,  # start and end of everything
+    step: int,  # from 0
+    steps: int,  # in all
+) -> dict:  # lr, weight_decay, momentum λ, teacher_temp τ_t
     "What changes in the course of a training"
     scheduler = _lightly().utils.scheduler
-    share = min(1., step / max(1, config.temp_warmup * steps))
+    share = min(1.0, step / max(1, config.temp_warmup * steps))
     return dict(
-        lr=scheduler.cosine_warmup_schedule(step, steps, config.lr * config.batch_size / 256, config.min_lr, int(config.warmup * steps), 0.),
-        weight_decay=scheduler.cosine_schedule(step, steps, config.weight_decay, config.weight_decay_end),
-        momentum=scheduler.cosine_schedule(step, steps, config.momentum, 1.),
-        teacher_temp=config.warmup_temp + share * (config.teacher_temp - config.warmup_temp))
+        lr=scheduler.cosine_warmup_schedule(
+            step,
+            steps,
+            config.lr * config.batch_size / 256,
+            config.min_lr,
+            int(config.warmup * steps),
+            0.0,
+        ),
+        weight_decay=scheduler.cosine_schedule(
+            step, steps, config.weight_decay, config.weight_decay_end
+        ),
+        momentum=scheduler.cosine_schedule(step, steps, config.momentum, 1.0),
+        teacher_temp=config.warmup_temp + share * (config.teacher_temp - config.warmup_temp),
+    )
 
 # %% ../nbs/52_selfsupervised.ipynb #380fd039
 def teacher_figures(
-    outputs:torch.Tensor, # g(x) of the teacher [n,K]
-    center:torch.Tensor,  # c [K], or anything that broadcasts
-    teacher_temp:float,   # τ_t
-) -> dict: # entropy: mean of h(P_t), 0…ln K; information: h of the mean − mean of h, 0…ln n. Scalars in nats
+    outputs: torch.Tensor,  # g(x) of the teacher [n,K]
+    center: torch.Tensor,  # c [K], or anything that broadcasts
+    teacher_temp: float,  # τ_t
+) -> dict:  # entropy: mean of h(P_t), 0…ln K; information: h of the mean − mean of h, 0…ln n. Scalars in nats
     "How sharp the teacher's outputs are, and how much they depend on the image"
     log_p = F.log_softmax((outputs.float() - center) / teacher_temp, 1)
     entropy, mean = -(log_p.exp() * log_p).sum(1).mean(), log_p.exp().mean(0)
@@ -316,43 +471,72 @@ def teacher_figures(
 
 # %% ../nbs/52_selfsupervised.ipynb #3ee5be7a
 def collapse(
-    history:list,   # one dict per look: step, entropy, information
-    dimensions:int, # K
-    after:int=0,    # looks up to this step do not count
-    patience:int=5, # looks in a row
-) -> tuple|None: # kind, "one dimension" or "uniform", and the step at which it began; None where all is well
+    history: list,  # one dict per look: step, entropy, information
+    dimensions: int,  # K
+    after: int = 0,  # looks up to this step do not count
+    patience: int = 5,  # looks in a row
+) -> (
+    tuple | None
+):  # kind, "one dimension" or "uniform", and the step at which it began; None where all is well
     "Whether the last looks show a teacher that says the same of every image"
     looks, run = [h for h in history if h["step"] > after], []
     for h in reversed(looks):
-        if h["information"] > .05 * math.log(dimensions): break
+        if h["information"] > 0.05 * math.log(dimensions):
+            break
         run.append(h)
-    if len(run) < patience: return None
-    return "one dimension" if run[0]["entropy"] < math.log(dimensions) / 2 else "uniform", run[-1]["step"]
+    if len(run) < patience:
+        return None
+    return "one dimension" if run[0]["entropy"] < math.log(dimensions) / 2 else "uniform", run[-1][
+        "step"
+    ]
 
 # %% ../nbs/52_selfsupervised.ipynb #92c72be0
 class Training(training.Training):
     "Student, teacher and centre. One call of `step` is one step of the student"
-    def __init__(self,
-        train:ImageSet, # the few images
-        config:Config,  # settings
-        mixer=None,     # replaces a share of the batches by compositions: its augment(images, labels, p_gen) is called at every step
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images
+        config: Config,  # settings
+        mixer=None,  # replaces a share of the batches by compositions: its augment(images, labels, p_gen) is called at every step
     ):
         super().__init__(train, config)
         self.mixer, self.warned = mixer, False
-        self.student, self.teacher = (Network(config, train.images.shape[1]).to(self.device) for _ in range(2))
+        self.student, self.teacher = (
+            Network(config, train.images.shape[1]).to(self.device) for _ in range(2)
+        )
         self.teacher.load_state_dict(self.student.state_dict())
         _lightly().models.utils.deactivate_requires_grad(self.teacher)
         self.student.head.freeze_last_layer = math.ceil(config.freeze * self.steps)
-        self.loss = _lightly().loss.DINOLoss(config.dimensions, student_temp=config.student_temp, center_momentum=config.center_momentum).to(self.device)
+        self.loss = (
+            _lightly()
+            .loss.DINOLoss(
+                config.dimensions,
+                student_temp=config.student_temp,
+                center_momentum=config.center_momentum,
+            )
+            .to(self.device)
+        )
         self.networks.update(student=self.student, teacher=self.teacher, loss=self.loss)
         learned = [p for p in self.student.parameters() if p.requires_grad]
-        groups = [dict(params=[p for p in learned if p.ndim > 1]), dict(params=[p for p in learned if p.ndim < 2], weight_decay=0.)]
-        self.optimizers["student"] = torch.optim.AdamW(groups) if config.optimizer == "adamw" else torch.optim.SGD(groups, config.lr, momentum=.9)
+        groups = [
+            dict(params=[p for p in learned if p.ndim > 1]),
+            dict(params=[p for p in learned if p.ndim < 2], weight_decay=0.0),
+        ]
+        self.optimizers["student"] = (
+            torch.optim.AdamW(groups)
+            if config.optimizer == "adamw"
+            else torch.optim.SGD(groups, config.lr, momentum=0.9)
+        )
 
     def images(self, index):
         "A batch: the images themselves or, with probability p_gen, compositions of their classes"
         images, labels = to_float(self.train.images[index]), self.train.labels[index]
-        return images if self.mixer is None else self.mixer.augment(images, labels, self.config.p_gen)[0]
+        return (
+            images
+            if self.mixer is None
+            else self.mixer.augment(images, labels, self.config.p_gen)[0]
+        )
 
     def update(self, name, loss):
         "Gradients, clipped one by one; none for the last layer while it stands still"
@@ -360,32 +544,51 @@ class Training(training.Training):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for p in self.student.parameters():
-            if p.grad is not None: nn.utils.clip_grad_norm_(p, self.config.clip)
+            if p.grad is not None:
+                nn.utils.clip_grad_norm_(p, self.config.clip)
         head.cancel_last_layer_gradients(self.done)
         optimizer.step()
 
     def step(self):
         "One step of the student, then one of the teacher; loss, entropy and information before it"
-        now, crops = schedule(self.config, self.done, self.steps), multi_crop(self.images(self.next()), self.config)
+        now, crops = (
+            schedule(self.config, self.done, self.steps),
+            multi_crop(self.images(self.next()), self.config),
+        )
         decayed, other = self.optimizers["student"].param_groups
         decayed["lr"] = other["lr"] = now["lr"]
         decayed["weight_decay"] = now["weight_decay"]
-        with torch.no_grad(): taught = self.teacher(crops[:1])
+        with torch.no_grad():
+            taught = self.teacher(crops[:1])
         figures = teacher_figures(taught, self.loss.center[0], now["teacher_temp"])
-        loss = self.loss(list(taught.chunk(2)), list(self.student(crops).chunk(2 + self.config.local_views)), teacher_temp=now["teacher_temp"], epoch=0)
+        loss = self.loss(
+            list(taught.chunk(2)),
+            list(self.student(crops).chunk(2 + self.config.local_views)),
+            teacher_temp=now["teacher_temp"],
+            epoch=0,
+        )
         self.update("student", loss)
         _lightly().models.utils.update_momentum(self.student, self.teacher, now["momentum"])
         self.done += 1
         return dict(loss=loss, **figures)
 
-    def collapsed(self): return collapse(self.history, self.config.dimensions, self.config.warmup * self.steps)
+    def collapsed(self):
+        return collapse(self.history, self.config.dimensions, self.config.warmup * self.steps)
 
     def measure(self):
         "The learning rate; and a warning, once, if the looks before this one show a collapse"
         found = self.collapsed()
         if found and not self.warned:
-            cure = "center_momentum below 1 is what centres" if found[0] == "one dimension" else "a lower teacher_temp sharpens"
-            warnings.warn(f"DINO has collapsed to {found[0].replace('uniform', 'uniform outputs')}: since step {found[1]} the teacher says the same of every image; {cure}", RuntimeWarning, stacklevel=2)
+            cure = (
+                "center_momentum below 1 is what centres"
+                if found[0] == "one dimension"
+                else "a lower teacher_temp sharpens"
+            )
+            warnings.warn(
+                f"DINO has collapsed to {found[0].replace('uniform', 'uniform outputs')}: since step {found[1]} the teacher says the same of every image; {cure}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.warned = bool(found)
         return dict(lr=self.optimizers["student"].param_groups[0]["lr"])
 
@@ -393,97 +596,146 @@ class Training(training.Training):
 @dataclass
 class Pretrained:
     "What DINO leaves"
-    backbone:nn.Module # the teacher's, in evaluation mode, without gradients
-    config:Config      # the settings
-    history:list       # one dict per look: step, loss, entropy, information, lr
-    collapsed:tuple|None # kind and step, if the training ended in a collapse
+
+    backbone: nn.Module  # the teacher's, in evaluation mode, without gradients
+    config: Config  # the settings
+    history: list  # one dict per look: step, loss, entropy, information, lr
+    collapsed: tuple | None  # kind and step, if the training ended in a collapse
+
 
 def check(train, config, mixer=None):
     "Errors that should come before the work"
     channels, height, width = train.images.shape[1:]
-    if height != width: raise ValueError(f"images of {height}×{width} are not square: load them with load_images(…, size=…)")
-    if channels not in (1, 3): raise ValueError(f"images have {channels} channels: the colours of crops are jittered in 1 or 3")
-    if mixer is not None and not hasattr(mixer, "augment"): raise TypeError(f"{mixer!r} is no mixer: it needs augment(images, labels, p_gen)")
+    if height != width:
+        raise ValueError(
+            f"images of {height}×{width} are not square: load them with load_images(…, size=…)"
+        )
+    if channels not in (1, 3):
+        raise ValueError(
+            f"images have {channels} channels: the colours of crops are jittered in 1 or 3"
+        )
+    if mixer is not None and not hasattr(mixer, "augment"):
+        raise TypeError(f"{mixer!r} is no mixer: it needs augment(images, labels, p_gen)")
+
 
 def fit(
-    train:ImageSet,      # the few images; training runs on their device
-    mixer=None,          # makes compositions of their classes; None: the images alone
-    config:Config=None,  # settings; None: the original's for images of this size
-    *, folder=None,      # where checkpoint and TensorBoard log go; a checkpoint found there is gone on from
-    checkpoint_minutes:float=5, # minutes between checkpoints
-    progress:bool=True,  # show a progress bar
+    train: ImageSet,  # the few images; training runs on their device
+    mixer=None,  # makes compositions of their classes; None: the images alone
+    config: Config = None,  # settings; None: the original's for images of this size
+    *,
+    folder=None,  # where checkpoint and TensorBoard log go; a checkpoint found there is gone on from
+    checkpoint_minutes: float = 5,  # minutes between checkpoints
+    progress: bool = True,  # show a progress bar
 ) -> Pretrained:
     "Train DINO (Caron et al. 2021) on a few images, alone or with compositions (4.4); RuntimeWarning on a collapse"
     config = config or profile(size=max(train.images.shape[-2:]))
     check(train, config, mixer)
-    settings = settings_text(config=asdict(config), images=train.digest(), mixer=classifier.describe(mixer))
+    settings = settings_text(
+        config=asdict(config), images=train.digest(), mixer=classifier.describe(mixer)
+    )
     with seeded(config.seed, train.device):
         state = Training(train, config, mixer)
-        training.run(state, folder, settings, name="DINO", kind="DINO checkpoint", checkpoint_minutes=checkpoint_minutes, progress=progress)
+        training.run(
+            state,
+            folder,
+            settings,
+            name="DINO",
+            kind="DINO checkpoint",
+            checkpoint_minutes=checkpoint_minutes,
+            progress=progress,
+        )
     return Pretrained(state.teacher.backbone.eval(), config, state.history, state.collapsed())
 
 # %% ../nbs/52_selfsupervised.ipynb #e2253642
 @torch.no_grad()
 def features(
-    backbone:nn.Module,  # from images to features
-    images:torch.Tensor, # uint8 [n,C,H,W]
-    size:int,            # side at which the backbone gets them, that of its global crops
-    batch_size:int=250,  # images at a time
-) -> torch.Tensor: # float [n,F]
+    backbone: nn.Module,  # from images to features
+    images: torch.Tensor,  # uint8 [n,C,H,W]
+    size: int,  # side at which the backbone gets them, that of its global crops
+    batch_size: int = 250,  # images at a time
+) -> torch.Tensor:  # float [n,F]
     "Features in evaluation mode, batch by batch"
     was = backbone.training
     backbone.eval()
-    fit = lambda x: x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bicubic", antialias=True)
+    fit = lambda x: (
+        x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bicubic", antialias=True)
+    )
     out = torch.cat([backbone(fit(to_float(part))).float() for part in images.split(batch_size)])
     backbone.train(was)
     return out
 
+
 def neighbours(
-    queries:torch.Tensor, # [n,F]
-    known:torch.Tensor,   # [m,F]
-    k:int=5,              # how many for each
-) -> torch.Tensor: # int64 [n,k]: which of the m, the nearest first
+    queries: torch.Tensor,  # [n,F]
+    known: torch.Tensor,  # [m,F]
+    k: int = 5,  # how many for each
+) -> torch.Tensor:  # int64 [n,k]: which of the m, the nearest first
     "Nearest neighbours by cosine similarity"
-    return (F.normalize(queries, dim=1) @ F.normalize(known, dim=1).T).topk(min(k, len(known)), 1).indices
+    return (
+        (F.normalize(queries, dim=1) @ F.normalize(known, dim=1).T)
+        .topk(min(k, len(known)), 1)
+        .indices
+    )
 
 # %% ../nbs/52_selfsupervised.ipynb #cc0ca4ef
 class Probe(nn.Module):
     "A frozen backbone and a linear layer on its standardised features"
-    def __init__(self,
-        backbone:nn.Module, # from images to features; put into evaluation mode
-        size:int,           # side at which it gets images
-        mean:torch.Tensor,  # [F] of the training features
-        deviation:torch.Tensor, # [F]
-        classes:int,        # outputs
+
+    def __init__(
+        self,
+        backbone: nn.Module,  # from images to features; put into evaluation mode
+        size: int,  # side at which it gets images
+        mean: torch.Tensor,  # [F] of the training features
+        deviation: torch.Tensor,  # [F]
+        classes: int,  # outputs
     ):
         super().__init__()
         self.backbone, self.size, self.mean, self.deviation = backbone.eval(), size, mean, deviation
         self.linear = nn.Linear(len(mean), classes, device=mean.device)
-        nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
-    def classify(self, found): return self.linear((found - self.mean) / self.deviation)
+    def classify(self, found):
+        return self.linear((found - self.mean) / self.deviation)
 
     def forward(self, images):
-        if images.shape[-1] != self.size: images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         return self.classify(self.backbone(images))
 
+
 def linear_probe(
-    backbone:nn.Module, # from images to features
-    train:ImageSet,     # the few labelled images
-    size:int,           # side at which the backbone gets them
-    penalty:float=1.,   # of ½‖W‖² beside the sum of the cross-entropies
-) -> Probe: # to be judged by `classifier.evaluate`
+    backbone: nn.Module,  # from images to features
+    train: ImageSet,  # the few labelled images
+    size: int,  # side at which the backbone gets them
+    penalty: float = 1.0,  # of ½‖W‖² beside the sum of the cross-entropies
+) -> Probe:  # to be judged by `classifier.evaluate`
     "Multinomial logistic regression on frozen features"
     found = features(backbone, train.images, size)
     probe = Probe(backbone, size, found.mean(0), found.std(0).clamp(min=1e-6), len(train.classes))
-    optimizer = torch.optim.LBFGS(probe.linear.parameters(), max_iter=1000, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        probe.linear.parameters(),
+        max_iter=1000,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
     def objective():
         optimizer.zero_grad()
-        loss = F.cross_entropy(probe.classify(found), train.labels, reduction="sum") + penalty / 2 * probe.linear.weight.square().sum()
+        loss = (
+            F.cross_entropy(probe.classify(found), train.labels, reduction="sum")
+            + penalty / 2 * probe.linear.weight.square().sum()
+        )
         loss.backward()
         return loss
+
     optimizer.step(objective)
     return probe.eval().requires_grad_(False)
 
 # %% ../nbs/52_selfsupervised.ipynb #6001d156
-DINO_METHODS = {"DINO": None, "DINO+ChimeraMix": "ChimeraMix", "DINO+HydraMix": "HydraMix"} # rows of Table 4 → methods of `baselines`, whose mixers they use
+DINO_METHODS = {
+    "DINO": None,
+    "DINO+ChimeraMix": "ChimeraMix",
+    "DINO+HydraMix": "HydraMix",
+}  # rows of Table 4 → methods of `baselines`, whose mixers they use

@@ -27,8 +27,8 @@ from .files import read_header, read_tensors, write_png, write_tensors
 # %% ../nbs/04_training.ipynb #6b239c02
 def epoch_steps(
     train,  # ImageSet, the few images
-    config, # with samples_per_epoch, batch_size, epochs, and steps (None, or the number of steps in all)
-) -> tuple: # steps of an epoch, steps in all
+    config,  # with samples_per_epoch, batch_size, epochs, and steps (None, or the number of steps in all)
+) -> tuple:  # steps of an epoch, steps in all
     "An epoch goes through the set, repeated max(samples_per_epoch // images per class, 1) times"
     repeats = max(config.samples_per_epoch // max(len(train) // len(train.classes), 1), 1)
     epoch = math.ceil(len(train) * repeats / config.batch_size)
@@ -36,81 +36,105 @@ def epoch_steps(
 
 # %% ../nbs/04_training.ipynb #15ddab51
 def from_profile(
-    kind,          # dataclass of the settings
-    profiles:dict, # name of a profile → fields that it sets
-    name:str,      # of the profile
-    changes:dict,  # fields to set otherwise
-    what:str,      # has these settings, for the error: "a classifier"
-    **below,       # fields to set where neither profile nor changes do
-): # one of kind
+    kind,  # dataclass of the settings
+    profiles: dict,  # name of a profile → fields that it sets
+    name: str,  # of the profile
+    changes: dict,  # fields to set otherwise
+    what: str,  # has these settings, for the error: "a classifier"
+    **below,  # fields to set where neither profile nor changes do
+):  # one of kind
     "Settings of a profile, some of them changed; ValueError for a profile or a setting that is not there"
     known = [f.name for f in fields(kind)]
-    if name not in profiles: raise ValueError(f"profile {name!r}: one of {', '.join(profiles)}")
-    if wrong := sorted(set(changes) - set(known)): raise ValueError(f"{what} has no setting {wrong[0]!r}; it has {', '.join(known)}")
+    if name not in profiles:
+        raise ValueError(f"profile {name!r}: one of {', '.join(profiles)}")
+    if wrong := sorted(set(changes) - set(known)):
+        raise ValueError(f"{what} has no setting {wrong[0]!r}; it has {', '.join(known)}")
     return kind(**{**below, **profiles[name], **changes})
 
 # %% ../nbs/04_training.ipynb #e23f8247
 class Training:
     "State of a training on a few images. A subclass fills `networks` and `optimizers` by name and defines `step`"
-    def __init__(self,
+
+    def __init__(
+        self,
         train,  # what is learned from: an ImageSet, or anything with a length, `classes` and `device`
-        config, # settings, with what `epoch_steps` needs and lr
+        config,  # settings, with what `epoch_steps` needs and lr
     ):
         self.train, self.config, self.device = train, config, torch.device(train.device)
         self.steps_per_epoch, self.steps = epoch_steps(train, config)
         self.networks, self.optimizers = {}, {}
         self.done, self.order, self.history = 0, None, []
 
-    def step(self) -> dict: # name of a loss → scalar tensor on the device
+    def step(self) -> dict:  # name of a loss → scalar tensor on the device
         "One step; adds one to `done`"
         raise NotImplementedError(f"{type(self).__name__} does not say what a step is")
 
-    def measure(self) -> dict: # name → number
+    def measure(self) -> dict:  # name → number
         "Further figures, taken now and then: a learning rate, an accuracy"
         return {}
 
-    def picture(self) -> tuple|None: # a name, and an image uint8 [3,H,W] on the CPU
+    def picture(self) -> tuple | None:  # a name, and an image uint8 [3,H,W] on the CPU
         "Something to look at, drawn now and then"
 
-    def finish(self,
-        folder:Path, # of the training
+    def finish(
+        self,
+        folder: Path,  # of the training
     ):
         "What is left in the folder after the last step, besides the checkpoint"
 
-    def next(self) -> torch.Tensor: # int64 [batch_size]
+    def next(self) -> torch.Tensor:  # int64 [batch_size]
         "Indices of the next batch of the shuffled, repeated set"
         position, size = self.done % self.steps_per_epoch, self.config.batch_size
-        if position == 0: self.order = torch.randperm(self.steps_per_epoch * size, device=self.device) % len(self.train)
-        return self.order[position * size:(position + 1) * size]
+        if position == 0:
+            self.order = torch.randperm(self.steps_per_epoch * size, device=self.device) % len(
+                self.train
+            )
+        return self.order[position * size : (position + 1) * size]
 
-    def update(self,
-        name:str, # of an optimiser
-        loss:torch.Tensor, # scalar
+    def update(
+        self,
+        name: str,  # of an optimiser
+        loss: torch.Tensor,  # scalar
     ):
         "Gradients of the loss, and one step of the optimiser"
         self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
         self.optimizers[name].step()
 
-    def tensors(self) -> dict: # name → tensor
+    def tensors(self) -> dict:  # name → tensor
         "Everything that the rest of the training depends on, but for the number of steps done"
-        out = {"order": torch.empty(0, dtype=torch.long) if self.order is None else self.order, "rng.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda": out["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, net in self.networks.items(): out |= {f"{name}.{k}": v for k, v in net.state_dict().items()}
+        out = {
+            "order": torch.empty(0, dtype=torch.long) if self.order is None else self.order,
+            "rng.cpu": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            out["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, net in self.networks.items():
+            out |= {f"{name}.{k}": v for k, v in net.state_dict().items()}
         for name, optimizer in self.optimizers.items():
             state = optimizer.state_dict()["state"]
-            out |= {f"optimizer.{name}.{i}.{k}": v for i, values in state.items() for k, v in values.items() if isinstance(v, torch.Tensor)}
+            out |= {
+                f"optimizer.{name}.{i}.{k}": v
+                for i, values in state.items()
+                for k, v in values.items()
+                if isinstance(v, torch.Tensor)
+            }
         return out
 
-    def restore(self,
-        tensors:dict, # what `tensors` gave
+    def restore(
+        self,
+        tensors: dict,  # what `tensors` gave
     ):
         "Go on from there; KeyError, RuntimeError or ValueError where they are those of other networks"
-        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        part = lambda prefix: {
+            k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+        }
         self.order = tensors["order"].to(self.device) if len(tensors["order"]) else None
         torch.set_rng_state(tensors["rng.cpu"].cpu())
-        if "rng.cuda" in tensors and self.device.type == "cuda": torch.cuda.set_rng_state(tensors["rng.cuda"].cpu(), self.device)
-        for name, net in self.networks.items(): net.load_state_dict(part(f"{name}."))
+        if "rng.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.cuda"].cpu(), self.device)
+        for name, net in self.networks.items():
+            net.load_state_dict(part(f"{name}."))
         for name, optimizer in self.optimizers.items():
             state = {}
             for k, v in part(f"optimizer.{name}.").items():
@@ -121,8 +145,8 @@ class Training:
 # %% ../nbs/04_training.ipynb #99fe70f4
 @contextmanager
 def seeded(
-    seed:int, # of everything random in the block
-    device="cpu", # also of this device's generator
+    seed: int,  # of everything random in the block
+    device="cpu",  # also of this device's generator
 ):
     "Torch's random numbers from a seed for the length of a block; afterwards as if nothing had been drawn"
     device = torch.device(device)
@@ -133,166 +157,266 @@ def seeded(
 # %% ../nbs/04_training.ipynb #622c004e
 CHECKPOINT = "checkpoint.safetensors"
 
+
 def settings_text(
-    **settings, # what two trainings must have in common to be the same: config=dict(…), images=digest, …
+    **settings,  # what two trainings must have in common to be the same: config=dict(…), images=digest, …
 ) -> str:
     "Settings as JSON, equal where they are equal"
     return json.dumps(settings, sort_keys=True)
 
+
 def differences(
-    a:str, # from `settings_text`
-    b:str, # from `settings_text`
+    a: str,  # from `settings_text`
+    b: str,  # from `settings_text`
 ) -> str:
     "What differs between the settings of two trainings, in words"
     a, b = json.loads(a), json.loads(b)
     one, other = a.pop("config", {}), b.pop("config", {})
-    changed = [f"{k}: {one.get(k)!r} → {other.get(k)!r}" for k in sorted(set(one) | set(other)) if one.get(k) != other.get(k)]
-    return ", ".join(changed + [f"other {k}" for k in sorted(set(a) | set(b)) if a.get(k) != b.get(k)])
+    changed = [
+        f"{k}: {one.get(k)!r} → {other.get(k)!r}"
+        for k in sorted(set(one) | set(other))
+        if one.get(k) != other.get(k)
+    ]
+    return ", ".join(
+        changed + [f"other {k}" for k in sorted(set(a) | set(b)) if a.get(k) != b.get(k)]
+    )
+
 
 def checkpoint_header(
-    path,         # the checkpoint
-    settings:str, # `settings_text` of the training that wants to go on
-    kind:str="checkpoint", # what kind of checkpoint it has to be
-) -> dict|None: # its header; None where there is no checkpoint
+    path,  # the checkpoint
+    settings: str,  # `settings_text` of the training that wants to go on
+    kind: str = "checkpoint",  # what kind of checkpoint it has to be
+) -> dict | None:  # its header; None where there is no checkpoint
     "Make sure that a checkpoint is one of this very training; ValueError where it is not"
-    if not Path(path).is_file(): return None
+    if not Path(path).is_file():
+        return None
     header = read_header(path, kind)
     if header["settings"] != settings:
-        raise ValueError(f"{path} belongs to another training ({differences(header['settings'], settings)}): name another folder or remove it")
+        raise ValueError(
+            f"{path} belongs to another training ({differences(header['settings'], settings)}): name another folder or remove it"
+        )
     return header
 
 # %% ../nbs/04_training.ipynb #d3fc7ed8
 class Log:
     "What a training leaves behind while it runs: figures in the bar, history, TensorBoard, pictures, checkpoints"
-    def __init__(self,
-        training:Training, # to watch
-        folder:Path|None=None, # where all of it goes; None: only bar and history
-        settings:str="",   # `settings_text`, kept with every checkpoint
-        *, kind:str="checkpoint", # of the checkpoints
-        checkpoint_minutes:float=5, # minutes between checkpoints
-        looks:int=100,     # how often figures are taken down
-        picture_every:int|None=None, # steps between pictures; None: ten in all
+
+    def __init__(
+        self,
+        training: Training,  # to watch
+        folder: Path | None = None,  # where all of it goes; None: only bar and history
+        settings: str = "",  # `settings_text`, kept with every checkpoint
+        *,
+        kind: str = "checkpoint",  # of the checkpoints
+        checkpoint_minutes: float = 5,  # minutes between checkpoints
+        looks: int = 100,  # how often figures are taken down
+        picture_every: int | None = None,  # steps between pictures; None: ten in all
     ):
-        self.t, self.folder, self.settings, self.kind, self.minutes, self.saved = training, folder, settings, kind, checkpoint_minutes, time.monotonic()
-        self.every, self.picture_every = max(1, training.steps // looks), picture_every or max(1, training.steps // 10)
+        self.t, self.folder, self.settings, self.kind, self.minutes, self.saved = (
+            training,
+            folder,
+            settings,
+            kind,
+            checkpoint_minutes,
+            time.monotonic(),
+        )
+        self.every, self.picture_every = (
+            max(1, training.steps // looks),
+            picture_every or max(1, training.steps // 10),
+        )
         self.recent, self.writer, self.interrupted = [], None, False
 
     @property
-    def checkpoint(self): return self.folder / CHECKPOINT
+    def checkpoint(self):
+        return self.folder / CHECKPOINT
 
     def __enter__(self):
-        if self.folder is None: return self
-        if checkpoint_header(self.checkpoint, self.settings, self.kind): self.resume()
+        if self.folder is None:
+            return self
+        if checkpoint_header(self.checkpoint, self.settings, self.kind):
+            self.resume()
         self.writer = tensorboard(self.folder / "tensorboard", self.t.done)
         return self
 
     def __exit__(self, *error):
-        if self.writer: self.writer.close()
+        if self.writer:
+            self.writer.close()
 
-    def __call__(self,
-        terms:dict, # what `step` returned
-        bar,        # tqdm
+    def __call__(
+        self,
+        terms: dict,  # what `step` returned
+        bar,  # tqdm
     ):
         "After every step"
         done, last = self.t.done, self.t.done == self.t.steps
         regular = done % self.every == 0 or last
-        due = self.folder is not None and (last or self.interrupted or time.monotonic() - self.saved > 60 * self.minutes)
+        due = self.folder is not None and (
+            last or self.interrupted or time.monotonic() - self.saved > 60 * self.minutes
+        )
         self.recent.append(torch.stack([v.detach() for v in terms.values()]))
-        if regular or due or self.t.device.type == "cpu": values = self.look(list(terms))
-        if last or due: self.check_state()
+        if regular or due or self.t.device.type == "cpu":
+            values = self.look(list(terms))
+        if last or due:
+            self.check_state()
         if regular:
             figures = values | self.t.measure()
             self.t.history.append(dict(step=done, **figures))
             bar.set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
             if self.writer:
-                for k, v in figures.items(): self.writer.add_scalar(k, v, done)
-        if self.folder is None: return
-        if done % self.picture_every == 0 or last: self.picture()
-        if due: self.save()
-        if self.interrupted: raise KeyboardInterrupt(f"stopped after step {done}; the same call goes on from {self.checkpoint}")
+                for k, v in figures.items():
+                    self.writer.add_scalar(k, v, done)
+        if self.folder is None:
+            return
+        if done % self.picture_every == 0 or last:
+            self.picture()
+        if due:
+            self.save()
+        if self.interrupted:
+            raise KeyboardInterrupt(
+                f"stopped after step {done}; the same call goes on from {self.checkpoint}"
+            )
 
     def look(self, names):
         "The losses of the last step, once all since the last look are known to be finite: one wait for the device"
         table = torch.stack(self.recent).double().cpu()
         self.recent = []
         for i in (~table.isfinite()).any(1).nonzero().flatten().tolist()[:1]:
-            self.diverged(", ".join(n for n, v in zip(names, table[i].isfinite(), strict=True) if not v), self.t.done - len(table) + 1 + i)
+            self.diverged(
+                ", ".join(n for n, v in zip(names, table[i].isfinite(), strict=True) if not v),
+                self.t.done - len(table) + 1 + i,
+            )
         return dict(zip(names, table[-1].tolist(), strict=True))
 
     def check_state(self):
         "Weights and optimisers as they are after the step, which the losses before it do not tell"
-        bad = [k for k, v in self.t.tensors().items() if v.is_floating_point() and not v.isfinite().all()]
-        if bad: self.diverged(bad[0], self.t.done)
+        bad = [
+            k
+            for k, v in self.t.tensors().items()
+            if v.is_floating_point() and not v.isfinite().all()
+        ]
+        if bad:
+            self.diverged(bad[0], self.t.done)
 
     def diverged(self, what, step):
         there = self.folder is not None and self.checkpoint.is_file()
-        raise FloatingPointError(f"the training diverged: {what} is not finite at step {step}; lower lr (now {self.t.config.lr})"
-                                 + (f"; the last good checkpoint is {self.checkpoint}" if there else ""))
+        raise FloatingPointError(
+            f"the training diverged: {what} is not finite at step {step}; lower lr (now {self.t.config.lr})"
+            + (f"; the last good checkpoint is {self.checkpoint}" if there else "")
+        )
 
     def resume(self):
         "Go on from the checkpoint"
         tensors, header = read_tensors(self.checkpoint, self.kind, self.t.device)
-        try: self.t.restore(tensors)
-        except (RuntimeError, KeyError, ValueError) as e: raise ValueError(f"{self.checkpoint} holds weights of another architecture: {e}") from e
+        try:
+            self.t.restore(tensors)
+        except (RuntimeError, KeyError, ValueError) as e:
+            raise ValueError(f"{self.checkpoint} holds weights of another architecture: {e}") from e
         self.t.done, self.t.history = int(header["done"]), json.loads(header["history"])
-        if self.t.done == self.t.steps: self.t.finish(self.folder)
+        if self.t.done == self.t.steps:
+            self.t.finish(self.folder)
 
     def save(self):
         "A checkpoint; after the last step what the training leaves, first"
-        if self.t.done == self.t.steps: self.t.finish(self.folder)
-        write_tensors(self.checkpoint, self.t.tensors(), dict(kind=self.kind, version=__version__, settings=self.settings, done=str(self.t.done), history=json.dumps(self.t.history)))
+        if self.t.done == self.t.steps:
+            self.t.finish(self.folder)
+        write_tensors(
+            self.checkpoint,
+            self.t.tensors(),
+            dict(
+                kind=self.kind,
+                version=__version__,
+                settings=self.settings,
+                done=str(self.t.done),
+                history=json.dumps(self.t.history),
+            ),
+        )
         self.saved = time.monotonic()
 
     def picture(self):
         "The training's picture under its name and the step, drawn without taking a random number from the training"
-        with seeded(0, self.t.device): drawn = self.t.picture()
-        if drawn is None: return
+        with seeded(0, self.t.device):
+            drawn = self.t.picture()
+        if drawn is None:
+            return
         name, image = drawn
         write_png(self.folder / f"{name}-{self.t.done:06d}.png", image)
-        if self.writer: self.writer.add_image(name, image, self.t.done)
+        if self.writer:
+            self.writer.add_image(name, image, self.t.done)
+
 
 def tensorboard(
-    folder, # where the log goes
-    step:int=0, # what an earlier log says of later steps is dropped
+    folder,  # where the log goes
+    step: int = 0,  # what an earlier log says of later steps is dropped
 ):
     "A TensorBoard writer, or None where TensorBoard is not installed"
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
     return SummaryWriter(str(folder), purge_step=step)
 
 # %% ../nbs/04_training.ipynb #cd8af722
 @contextmanager
 def interrupts(
-    log:Log, # is told
+    log: Log,  # is told
 ):
     "Ctrl-C waits for the end of the step where a checkpoint can be written; everywhere else it does what it always does"
+
     def note(number, frame):
-        if log.interrupted: raise KeyboardInterrupt
+        if log.interrupted:
+            raise KeyboardInterrupt
         log.interrupted = True
-    ours = (log.folder is not None and threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-    if ours: signal.signal(signal.SIGINT, note)
-    try: yield
+
+    ours = (
+        log.folder is not None
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
     finally:
-        if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../nbs/04_training.ipynb #d985db74
 def run(
-    training:Training, # is taken to its last step
-    folder=None,       # where checkpoint, pictures and TensorBoard log go; a checkpoint found there is gone on from
-    settings:str="",   # `settings_text`: what a checkpoint must have in common with this training
-    *, name:str="training", # written before the bar
-    kind:str="checkpoint", # of the checkpoints
-    checkpoint_minutes:float=5, # minutes between checkpoints
-    looks:int=100,     # how often figures are taken down
-    picture_every:int|None=None, # steps between pictures in `folder`; None: ten in all
-    progress:bool=True, # show a progress bar
+    training: Training,  # is taken to its last step
+    folder=None,  # where checkpoint, pictures and TensorBoard log go; a checkpoint found there is gone on from
+    settings: str = "",  # `settings_text`: what a checkpoint must have in common with this training
+    *,
+    name: str = "training",  # written before the bar
+    kind: str = "checkpoint",  # of the checkpoints
+    checkpoint_minutes: float = 5,  # minutes between checkpoints
+    looks: int = 100,  # how often figures are taken down
+    picture_every: int | None = None,  # steps between pictures in `folder`; None: ten in all
+    progress: bool = True,  # show a progress bar
 ):
     "Step after step, watched; the same seed on the same machine gives the same weights on the CPU, interrupted or not"
     folder = None if folder is None else Path(folder).expanduser()
-    if folder is not None: folder.mkdir(parents=True, exist_ok=True)
-    log = Log(training, folder, settings, kind=kind, checkpoint_minutes=checkpoint_minutes, looks=looks, picture_every=picture_every)
-    with log, interrupts(log), tqdm(total=training.steps, initial=training.done, desc=name, disable=not progress, mininterval=1) as bar:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    log = Log(
+        training,
+        folder,
+        settings,
+        kind=kind,
+        checkpoint_minutes=checkpoint_minutes,
+        looks=looks,
+        picture_every=picture_every,
+    )
+    with (
+        log,
+        interrupts(log),
+        tqdm(
+            total=training.steps,
+            initial=training.done,
+            desc=name,
+            disable=not progress,
+            mininterval=1,
+        ) as bar,
+    ):
         while training.done < training.steps:
             log(training.step(), bar)
             bar.update()

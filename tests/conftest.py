@@ -1,16 +1,19 @@
 "Tests marked `slow` run only with --slow, tests marked `cuda` only where there is a CUDA device."
+
 import signal
 
 import pytest
 
 # a job that a shell starts in the background inherits that Ctrl-C is ignored; the tests of interruptions need it
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
 def one_thread():
     "With one thread a sum has one order, and weights can be compared to the last bit"
     import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,8 +27,13 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     def skip(mark, reason):
         for item in items:
-            if mark in item.keywords: item.add_marker(pytest.mark.skip(reason=reason))
-    if not config.getoption("--slow"): skip("slow", "takes minutes: run with --slow")
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+    if not config.getoption("--slow"):
+        skip("slow", "takes minutes: run with --slow")
     if any("cuda" in item.keywords for item in items):
         import torch
-        if not torch.cuda.is_available(): skip("cuda", "needs a CUDA device")
+
+        if not torch.cuda.is_available():
+            skip("cuda", "needs a CUDA device")

@@ -1,4 +1,5 @@
 "The registry of methods where it does not teach: every entry trains, on colour and grey, with and without a policy; seeds, errors, odd images."
+
 import importlib.util
 from dataclasses import replace
 
@@ -6,17 +7,43 @@ import pytest
 import torch
 
 from hydramix_nb import classifier, gan
-from hydramix_nb.baselines import GENERATORS, METHODS, Chain, CutMix, Cutout, Policy, RandomErasing, Scattering, SuperMix, build, fit_latents
+from hydramix_nb.baselines import (
+    GENERATORS,
+    METHODS,
+    Chain,
+    CutMix,
+    Cutout,
+    Policy,
+    RandomErasing,
+    Scattering,
+    SuperMix,
+    build,
+    fit_latents,
+)
 from hydramix_nb.data import ImageSet
 from hydramix_nb.diffusemix import variant_path
 from hydramix_nb.files import write_png
 
 TABLES = {
-    1: ["Baseline", "Cutout", "Random Erasing", "Cosine", "MixUp", "MixUpN", "Scattering", "GLICO", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix", "SuperMix"],
+    1: [
+        "Baseline",
+        "Cutout",
+        "Random Erasing",
+        "Cosine",
+        "MixUp",
+        "MixUpN",
+        "Scattering",
+        "GLICO",
+        "ChimeraMix+Grid",
+        "ChimeraMix+Seg",
+        "HydraMix",
+        "SuperMix",
+    ],
     2: ["AutoAugment", "TrivialAugment", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
     3: ["Baseline", "MixUp", "ChimeraMix", "HydraMix"],
     5: ["Baseline", "DiffuseMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
-    6: ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]}
+    6: ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"],
+}
 
 
 def pictures(n=9, classes=3, size=16, channels=3, seed=0):
@@ -36,7 +63,10 @@ def trained():
     out = {}
     for name, train in (("colour", TRAIN), ("grey", GREY)):
         one = gan.fit(train, gan.profile("tiny", 16, steps=1), progress=False)
-        out[name] = {method: replace(one, config=replace(one.config, **changes)) for method, changes in GENERATORS.items()}
+        out[name] = {
+            method: replace(one, config=replace(one.config, **changes))
+            for method, changes in GENERATORS.items()
+        }
     return out
 
 
@@ -45,140 +75,236 @@ def edited(tmp_path_factory):
     "What DiffuseMix needs beside the images: their edited doubles, here darker ones"
     folder = tmp_path_factory.mktemp("edited")
     for train in (TRAIN, GREY):
-        for image, label in zip(train.images, train.labels, strict=True): write_png(variant_path(folder, train.classes[label], image, "darker"), image // 2)
+        for image, label in zip(train.images, train.labels, strict=True):
+            write_png(variant_path(folder, train.classes[label], image, "darker"), image // 2)
     return {"DiffuseMix": dict(generated=folder)}
 
 
 def test_the_registry_holds_every_method_of_the_tables_and_cutmix():
     assert {name for names in TABLES.values() for name in names} | {"CutMix"} == set(METHODS)
-    assert set(GENERATORS) == {"HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid", "ChimeraMix"} and GENERATORS["ChimeraMix"] == GENERATORS["ChimeraMix+Seg"]
-    for changes in GENERATORS.values(): gan.profile("paper", 32, **changes)
+    assert (
+        set(GENERATORS) == {"HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid", "ChimeraMix"}
+        and GENERATORS["ChimeraMix"] == GENERATORS["ChimeraMix+Seg"]
+    )
+    for changes in GENERATORS.values():
+        gan.profile("paper", 32, **changes)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_with_one_seed_to_one_result(name, trained, edited):
     def run():
-        method = build(name, TRAIN, trained=trained["colour"].get(name), profile="tiny", progress=False, **edited.get(name, {}))
+        method = build(
+            name,
+            TRAIN,
+            trained=trained["colour"].get(name),
+            profile="tiny",
+            progress=False,
+            **edited.get(name, {}),
+        )
         return classifier.fit(TRAIN, TEST, method, CONFIG, progress=False)
+
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     a = run()
-    if name in ("GLICO", "SuperMix"): assert torch.equal(torch.rand(2), expected)
+    if name in ("GLICO", "SuperMix"):
+        assert torch.equal(torch.rand(2), expected)
     b = run()
-    for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True): assert torch.equal(x, y)
+    for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_works_in_grey_and_under_a_policy(name, trained, edited):
     policy = "none" if name in ("AutoAugment", "TrivialAugment") else "TrivialAugment"
-    method = build(name, GREY, trained=trained["grey"].get(name), profile="tiny", auto_augment=policy, progress=False, **edited.get(name, {}))
+    method = build(
+        name,
+        GREY,
+        trained=trained["grey"].get(name),
+        profile="tiny",
+        auto_augment=policy,
+        progress=False,
+        **edited.get(name, {}),
+    )
     training = classifier.Training(GREY, method, CONFIG)
     images, targets = training.inputs(torch.arange(6))
     assert images.shape == (6, 1, 16, 16) and images.abs().max() <= 1 + 1e-5
-    assert targets.shape in ((6,), (6, 3)) and all(loss.isfinite() for loss in training.step().values())
+    assert targets.shape in ((6,), (6, 3)) and all(
+        loss.isfinite() for loss in training.step().values()
+    )
 
 
 def test_a_policy_comes_before_cutout_and_reaches_generated_images(trained):
     method = build("Cutout", TRAIN, auto_augment="AutoAugment")
-    assert isinstance(method.transform, Chain) and [type(part) for part in method.transform.parts] == [Policy, Cutout]
-    method = build("HydraMix", TRAIN, trained=trained["colour"]["HydraMix"], auto_augment="TrivialAugment", p_gen=1.)
-    assert method.p_gen == 1 and method.transform.name == "TrivialAugment" and not classifier.mixes_labels(method.mixer)
+    assert isinstance(method.transform, Chain) and [
+        type(part) for part in method.transform.parts
+    ] == [Policy, Cutout]
+    method = build(
+        "HydraMix",
+        TRAIN,
+        trained=trained["colour"]["HydraMix"],
+        auto_augment="TrivialAugment",
+        p_gen=1.0,
+    )
+    assert (
+        method.p_gen == 1
+        and method.transform.name == "TrivialAugment"
+        and not classifier.mixes_labels(method.mixer)
+    )
     assert classifier.mixes_labels(build("CutMix", TRAIN).mixer)
-    assert Policy("AutoAugment", 64).one.policy.name == "CIFAR10" and Policy("AutoAugment", 96).one.policy.name == "IMAGENET"
+    assert (
+        Policy("AutoAugment", 64).one.policy.name == "CIFAR10"
+        and Policy("AutoAugment", 96).one.policy.name == "IMAGENET"
+    )
 
 
 def test_settings_reach_what_they_name(trained, tmp_path):
     assert build("Cutout", TRAIN, size=3).transform.size == 3
-    assert build("Random Erasing", TRAIN, p=1.).transform.p == 1
-    assert build("MixUpN", TRAIN, n_images=3, alpha=.5).mixer.n_images == 3
-    assert build("NMix", TRAIN, n_images=2, cache=tmp_path).mixer.n_images == 2 and any(tmp_path.iterdir())
-    assert build("HydraMix", TRAIN, trained=trained["colour"]["HydraMix"], n_images=3, views=2).mixer.views == 2
-    assert build("GLICO", TRAIN, profile="tiny", steps=1, latent=8, progress=False).mixer.latents.shape == (9, 8)
+    assert build("Random Erasing", TRAIN, p=1.0).transform.p == 1
+    assert build("MixUpN", TRAIN, n_images=3, alpha=0.5).mixer.n_images == 3
+    assert build("NMix", TRAIN, n_images=2, cache=tmp_path).mixer.n_images == 2 and any(
+        tmp_path.iterdir()
+    )
+    assert (
+        build(
+            "HydraMix", TRAIN, trained=trained["colour"]["HydraMix"], n_images=3, views=2
+        ).mixer.views
+        == 2
+    )
+    assert build(
+        "GLICO", TRAIN, profile="tiny", steps=1, latent=8, progress=False
+    ).mixer.latents.shape == (9, 8)
 
 
-@pytest.mark.parametrize("name, settings, message", [
-    ("hydramix", {}, "method 'hydramix': one of"),
-    ("HydraMix", {}, "needs a trained generator"),
-    ("DiffuseMix", {}, "needs a folder of edited images: nbs/experiments/diffuse.ipynb makes one"),
-    ("MixUp", dict(alpah=1.), "MixUp has no setting 'alpah'; it takes alpha"),
-    ("Baseline", dict(n_images=3), "takes none"),
-    ("Cosine", dict(p_gen=.5), "generates nothing"),
-    ("MixUp", dict(p_gen=2.), "p_gen=2.0"),
-    ("AutoAugment", dict(auto_augment="AutoAugment"), "second one"),
-    ("MixUp", dict(auto_augment="auto"), "auto_augment 'auto'"),
-    ("SuperMix", dict(profile="huge"), "profile 'huge'"),
-    ("Cutout", dict(size=-1), "size=-1"),
-    ("Random Erasing", dict(area=(.5, .1)), "area"),
-    ("MixUp", dict(alpha=0), "alpha=0"),
-], ids=str)
+@pytest.mark.parametrize(
+    "name, settings, message",
+    [
+        ("hydramix", {}, "method 'hydramix': one of"),
+        ("HydraMix", {}, "needs a trained generator"),
+        (
+            "DiffuseMix",
+            {},
+            "needs a folder of edited images: nbs/experiments/diffuse.ipynb makes one",
+        ),
+        ("MixUp", dict(alpah=1.0), "MixUp has no setting 'alpah'; it takes alpha"),
+        ("Baseline", dict(n_images=3), "takes none"),
+        ("Cosine", dict(p_gen=0.5), "generates nothing"),
+        ("MixUp", dict(p_gen=2.0), "p_gen=2.0"),
+        ("AutoAugment", dict(auto_augment="AutoAugment"), "second one"),
+        ("MixUp", dict(auto_augment="auto"), "auto_augment 'auto'"),
+        ("SuperMix", dict(profile="huge"), "profile 'huge'"),
+        ("Cutout", dict(size=-1), "size=-1"),
+        ("Random Erasing", dict(area=(0.5, 0.1)), "area"),
+        ("MixUp", dict(alpha=0), "alpha=0"),
+    ],
+    ids=str,
+)
 def test_what_cannot_be_built_is_refused(name, settings, message):
-    with pytest.raises(ValueError, match=message): build(name, TRAIN, **settings)
+    with pytest.raises(ValueError, match=message):
+        build(name, TRAIN, **settings)
 
 
 def test_a_generator_of_another_kind_is_refused(trained):
-    with pytest.raises(ValueError, match="mixing='grid'"): build("ChimeraMix+Grid", TRAIN, trained=trained["colour"]["HydraMix"])
-    with pytest.raises(ValueError, match="mixing='hydra'"): build("HydraMix", TRAIN, trained=trained["colour"]["ChimeraMix+Seg"])
+    with pytest.raises(ValueError, match="mixing='grid'"):
+        build("ChimeraMix+Grid", TRAIN, trained=trained["colour"]["HydraMix"])
+    with pytest.raises(ValueError, match="mixing='hydra'"):
+        build("HydraMix", TRAIN, trained=trained["colour"]["ChimeraMix+Seg"])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_mixers_refuse_images_that_are_not_floats(name, trained, edited):
-    mixer = build(name, TRAIN, trained=trained["colour"].get(name), profile="tiny", progress=False, **edited.get(name, {})).mixer
-    if mixer is None: return
-    with pytest.raises(TypeError, match="to_float"): mixer.augment(TRAIN.images[:3], TRAIN.labels[:3], 1.)
+    mixer = build(
+        name,
+        TRAIN,
+        trained=trained["colour"].get(name),
+        profile="tiny",
+        progress=False,
+        **edited.get(name, {}),
+    ).mixer
+    if mixer is None:
+        return
+    with pytest.raises(TypeError, match="to_float"):
+        mixer.augment(TRAIN.images[:3], TRAIN.labels[:3], 1.0)
 
 
 def test_own_methods_may_take_settings_or_none(monkeypatch):
     monkeypatch.setitem(METHODS, "Plain", lambda train, trained=None: classifier.Method())
-    monkeypatch.setitem(METHODS, "Any", lambda train, trained=None, **settings: classifier.Method(loss=settings["seed"]))
+    monkeypatch.setitem(
+        METHODS,
+        "Any",
+        lambda train, trained=None, **settings: classifier.Method(loss=settings["seed"]),
+    )
     assert build("Plain", TRAIN).mixer is None
-    with pytest.raises(ValueError, match="no setting 'x'"): build("Plain", TRAIN, x=1)
+    with pytest.raises(ValueError, match="no setting 'x'"):
+        build("Plain", TRAIN, x=1)
     assert build("Any", TRAIN, seed=4, x=1).loss == 4
 
 
 # images
 
+
 def test_random_erasing_leaves_alone_what_never_fits():
-    images = torch.full((50, 1, 4, 64), 2.)
-    out = RandomErasing(p=1., area=(.9, .9), aspect=1.)(images)
+    images = torch.full((50, 1, 4, 64), 2.0)
+    out = RandomErasing(p=1.0, area=(0.9, 0.9), aspect=1.0)(images)
     assert torch.equal(out, images)
 
 
 def test_images_that_are_not_square():
     images = torch.rand(5, 3, 12, 20)
-    for transform in (Cutout(6), RandomErasing(1.), Policy("TrivialAugment")): assert transform(images).shape == images.shape
+    for transform in (Cutout(6), RandomErasing(1.0), Policy("TrivialAugment")):
+        assert transform(images).shape == images.shape
 
 
 def test_sizes_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="multiple of 4"): build("Scattering", pictures(size=18)).network(3, 3)
-    with pytest.raises(ValueError, match="multiple of 4"): build("GLICO", pictures(size=18), profile="tiny")
+    with pytest.raises(ValueError, match="multiple of 4"):
+        build("Scattering", pictures(size=18)).network(3, 3)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        build("GLICO", pictures(size=18), profile="tiny")
 
 
 @pytest.mark.parametrize("size", [72, 96])
 def test_glicos_larger_generator(size):
-    generator, latents = fit_latents(pictures(4, 2, size), steps=1, latent=8, features=4, progress=False)
+    generator, latents = fit_latents(
+        pictures(4, 2, size), steps=1, latent=8, features=4, progress=False
+    )
     assert generator(latents).shape == (4, 3, size, size) and not generator.training
 
 
 def test_cutmix_keeps_classes_apart_when_called_with_labels():
-    train = ImageSet(torch.stack([torch.full((3, 16, 16), v, dtype=torch.uint8) for v in (0, 10, 200, 210)]), torch.tensor([0, 0, 1, 1]), ["a", "b"])
+    train = ImageSet(
+        torch.stack([torch.full((3, 16, 16), v, dtype=torch.uint8) for v in (0, 10, 200, 210)]),
+        torch.tensor([0, 0, 1, 1]),
+        ["a", "b"],
+    )
     out = CutMix(train)(torch.tensor([0, 1, 0, 1]))
     assert out[0].max() < 0 < out[1].min() and out[2].max() < 0 < out[3].min()
 
 
 # scattering
 
-@pytest.mark.skipif(not importlib.util.find_spec("kymatio"), reason="compares with kymatio: pip install 'hydramix-nb[scattering]'")
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("kymatio"),
+    reason="compares with kymatio: pip install 'hydramix-nb[scattering]'",
+)
 @pytest.mark.parametrize("size", [16, 32])
 def test_scattering_is_kymatios_before_it_learns(size):
     from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
     x = torch.rand(3, 3, size, size) * 2 - 1
-    with torch.no_grad(): torch.testing.assert_close(Scattering(size, 3, 2).scatter(x), ScatteringTorch2D(J=2, shape=(size, size))(x), atol=2e-3 if size < 32 else 2e-4, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            Scattering(size, 3, 2).scatter(x),
+            ScatteringTorch2D(J=2, shape=(size, size))(x),
+            atol=2e-3 if size < 32 else 2e-4,
+            rtol=0,
+        )
 
 
 def test_scattering_survives_saving():
     a, b = Scattering(16, 3, 3), Scattering(16, 3, 3)
-    with torch.no_grad(): a.wavelets["theta"].add_(.1)
+    with torch.no_grad():
+        a.wavelets["theta"].add_(0.1)
     b.load_state_dict(a.state_dict())
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(a.eval()(x), b.eval()(x))
@@ -186,15 +312,19 @@ def test_scattering_survives_saving():
 
 # SuperMix
 
+
 def test_supermix_pool_is_whole():
     mixer = SuperMix(TRAIN, "tiny", progress=False)
     assert set(mixer.pool.labels.tolist()) == {0, 1, 2} and not mixer.teacher.training
     torch.testing.assert_close(mixer.targets.sum(1), torch.ones(len(mixer.targets)))
-    assert torch.equal(mixer.targets.argmax(1), mixer.pool.labels) and ((mixer.targets > 0).sum(1) == 2).all()
+    assert (
+        torch.equal(mixer.targets.argmax(1), mixer.pool.labels)
+        and ((mixer.targets > 0).sum(1) == 2).all()
+    )
     labels = torch.tensor([0, 2, 1, 1])
-    images, targets = mixer.augment(torch.zeros(4, 3, 16, 16), labels, 1.)
+    images, targets = mixer.augment(torch.zeros(4, 3, 16, 16), labels, 1.0)
     assert torch.equal(targets.argmax(1), labels) and images.shape == (4, 3, 16, 16)
-    assert mixer.augment(images, labels, 0.)[1] is labels
+    assert mixer.augment(images, labels, 0.0)[1] is labels
 
 
 def test_supermix_takes_a_teacher_that_is_there():
@@ -202,15 +332,26 @@ def test_supermix_takes_a_teacher_that_is_there():
     a, b = (SuperMix(TRAIN, "tiny", teacher=teacher, seed=1, progress=False) for _ in range(2))
     assert a.teacher is teacher and torch.equal(a.pool.images, b.pool.images)
     c = SuperMix(TRAIN, "tiny", teacher=teacher, seed=2, progress=False)
-    assert a.pool.images.shape != c.pool.images.shape or not torch.equal(a.pool.images, c.pool.images)
+    assert a.pool.images.shape != c.pool.images.shape or not torch.equal(
+        a.pool.images, c.pool.images
+    )
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_on_a_gpu(name, edited):
     train = TRAIN.to("cuda")
-    trained = gan.fit(train, gan.profile("tiny", 16, steps=1, **GENERATORS[name]), progress=False) if name in GENERATORS else None
-    method = build(name, train, trained=trained, profile="tiny", progress=False, **edited.get(name, {}))
+    trained = (
+        gan.fit(train, gan.profile("tiny", 16, steps=1, **GENERATORS[name]), progress=False)
+        if name in GENERATORS
+        else None
+    )
+    method = build(
+        name, train, trained=trained, profile="tiny", progress=False, **edited.get(name, {})
+    )
     result = classifier.fit(train, TEST, method, CONFIG, progress=False)
-    assert next(result.model.parameters()).is_cuda and result.history[-1]["loss"] == pytest.approx(result.history[-1]["loss"])
-    if method.mixer is not None: assert method.mixer(train.labels[:3]).is_cuda
+    assert next(result.model.parameters()).is_cuda and result.history[-1]["loss"] == pytest.approx(
+        result.history[-1]["loss"]
+    )
+    if method.mixer is not None:
+        assert method.mixer(train.labels[:3]).is_cuda

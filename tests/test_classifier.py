@@ -1,4 +1,5 @@
 "The classifier where it does not teach: interrupted runs, broken checkpoints, odd data, other networks and devices."
+
 import json
 import os
 import signal
@@ -8,37 +9,65 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hydramix_nb import files, training
-from hydramix_nb.classifier import Method, Training, describe, digest, evaluate, fit, network, predict, profile
+from hydramix_nb.classifier import (
+    Method,
+    Training,
+    describe,
+    digest,
+    evaluate,
+    fit,
+    network,
+    predict,
+    profile,
+)
 from hydramix_nb.data import ImageSet, load_images
 from hydramix_nb.mixing import MixUp
 
 
 def pictures(n=12, classes=3, size=16, channels=3, seed=0):
-    images = torch.randint(256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    images = torch.randint(
+        256,
+        (n, channels, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
     return ImageSet(images, torch.arange(n) % classes, [f"c{i}" for i in range(classes)])
 
 
 TRAIN, TEST = pictures(), pictures(9, seed=1)
 
 
-def tiny(**changes): return profile("tiny", 16, **{"steps": 10, "evaluations": 3, **changes})
+def tiny(**changes):
+    return profile("tiny", 16, **{"steps": 10, "evaluations": 3, **changes})
 
 
-def state(result): return result.model.state_dict()
+def state(result):
+    return result.model.state_dict()
 
 
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(state(a).values(), state(b).values(), strict=True))
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(state(a).values(), state(b).values(), strict=True))
 
 
 class Noise:
     "A mixer of somebody else's: no class of this library, no default for p_gen"
+
     def augment(self, images, labels, p_gen):
-        return (torch.rand_like(images) * 2 - 1, labels) if torch.rand(()) < (p_gen or .5) else (images, labels)
+        return (
+            (torch.rand_like(images) * 2 - 1, labels)
+            if torch.rand(()) < (p_gen or 0.5)
+            else (images, labels)
+        )
 
 
 # the same seed, the same result
 
-@pytest.mark.parametrize("method", [None, Noise(), MixUp(TRAIN), Method(transform=lambda x: x + .1 * torch.randn_like(x))], ids=["baseline", "foreign", "MixUp", "transform"])
+
+@pytest.mark.parametrize(
+    "method",
+    [None, Noise(), MixUp(TRAIN), Method(transform=lambda x: x + 0.1 * torch.randn_like(x))],
+    ids=["baseline", "foreign", "MixUp", "transform"],
+)
 def test_same_seed_same_weights_and_the_callers_random_numbers_untouched(method):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -50,17 +79,32 @@ def test_same_seed_same_weights_and_the_callers_random_numbers_untouched(method)
     assert not same(a, fit(TRAIN, TEST, method, tiny(seed=1), progress=False))
 
 
-@pytest.mark.parametrize("stop, changes", [(1, {}), (9, {}), (4, {"momentum": 0.}), (4, {"samples_per_epoch": 8}), (5, {"dropout": .3})], ids=str)
-def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, stop, changes):
+@pytest.mark.parametrize(
+    "stop, changes",
+    [
+        (1, {}),
+        (9, {}),
+        (4, {"momentum": 0.0}),
+        (4, {"samples_per_epoch": 8}),
+        (5, {"dropout": 0.3}),
+    ],
+    ids=str,
+)
+def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
+    tmp_path, monkeypatch, stop, changes
+):
     config, call = tiny(**changes), training.Log.__call__
     whole = fit(TRAIN, TEST, Noise(), config, progress=False)
 
     def stopping(log, terms, bar):
         log.minutes = 0 if log.t.done == stop else 1e9
         call(log, terms, bar)
-        if log.t.done == stop: raise RuntimeError("power cut")
+        if log.t.done == stop:
+            raise RuntimeError("power cut")
+
     monkeypatch.setattr(training.Log, "__call__", stopping)
-    with pytest.raises(RuntimeError, match="power cut"): fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
     monkeypatch.setattr(training.Log, "__call__", call)
     resumed = fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
     assert same(whole, resumed)
@@ -74,48 +118,75 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path):
 
     class Interrupting:
         calls = 0
+
         def augment(self, images, labels, p_gen):
             Interrupting.calls += 1
-            if Interrupting.calls == 7: os.kill(os.getpid(), signal.SIGINT)
+            if Interrupting.calls == 7:
+                os.kill(os.getpid(), signal.SIGINT)
             return images, labels
-    options = dict(test=TEST, method=Method(mixer=Interrupting()), config=config, folder=tmp_path, progress=False)
+
+    options = dict(
+        test=TEST,
+        method=Method(mixer=Interrupting()),
+        config=config,
+        folder=tmp_path,
+        progress=False,
+    )
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="after step 7"): fit(TRAIN, **options)
+    with pytest.raises(KeyboardInterrupt, match="after step 7"):
+        fit(TRAIN, **options)
     assert signal.getsignal(signal.SIGINT) is before
-    assert files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "7"
+    assert (
+        files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"]
+        == "7"
+    )
     assert same(whole, fit(TRAIN, **options))
     assert Interrupting.calls == 30
 
 
 # checkpoints
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda p: p.write_bytes(p.read_bytes()[:200]), "cut short"),
-    (lambda p: p.write_bytes(b"not a checkpoint"), "cut short"),
-    (lambda p: save_file({"x": torch.zeros(1)}, p), "another origin"),
-    (lambda p: save_file({"x": torch.zeros(1)}, p, metadata={"kind": "generator"}), "holds a generator"),
-], ids=["short", "text", "foreign", "generator"])
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:200]), "cut short"),
+        (lambda p: p.write_bytes(b"not a checkpoint"), "cut short"),
+        (lambda p: save_file({"x": torch.zeros(1)}, p), "another origin"),
+        (
+            lambda p: save_file({"x": torch.zeros(1)}, p, metadata={"kind": "generator"}),
+            "holds a generator",
+        ),
+    ],
+    ids=["short", "text", "foreign", "generator"],
+)
 def test_damaged_checkpoints_are_refused_by_name(tmp_path, damage, message):
     path = tmp_path / "checkpoint.safetensors"
     fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
     damage(path)
     kept = path.read_bytes()
-    with pytest.raises(ValueError, match=message) as error: fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=message) as error:
+        fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
     assert str(path) in str(error.value)
     assert path.read_bytes() == kept
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(config=tiny(lr=.1)), "lr: 0.0046 → 0.1"),
-    (dict(config=tiny(network="wrn-10-2")), "network: 'wrn-10-1' → 'wrn-10-2'"),
-    (dict(method=Method(mixer=Noise())), "other method"),
-    (dict(method=Method(p_gen=.1)), "other method"),
-    (dict(train=pictures(seed=7)), "other images"),
-], ids=["lr", "network", "mixer", "p_gen", "images"])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(config=tiny(lr=0.1)), "lr: 0.0046 → 0.1"),
+        (dict(config=tiny(network="wrn-10-2")), "network: 'wrn-10-1' → 'wrn-10-2'"),
+        (dict(method=Method(mixer=Noise())), "other method"),
+        (dict(method=Method(p_gen=0.1)), "other method"),
+        (dict(train=pictures(seed=7)), "other images"),
+    ],
+    ids=["lr", "network", "mixer", "p_gen", "images"],
+)
 def test_checkpoints_of_another_training_are_refused(tmp_path, changes, message):
     call = dict(train=TRAIN, test=TEST, method=Method(), config=tiny())
     fit(**call, folder=tmp_path, progress=False)
-    with pytest.raises(ValueError, match=message): fit(**{**call, **changes}, folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=message):
+        fit(**{**call, **changes}, folder=tmp_path, progress=False)
 
 
 def test_a_method_is_described_down_to_its_weights():
@@ -123,61 +194,96 @@ def test_a_method_is_described_down_to_its_weights():
     assert digest(a) != digest(b)
     b.load_state_dict(a.state_dict())
     assert describe(Method(mixer=MixUp(TRAIN))) == describe(Method(mixer=MixUp(TRAIN)))
-    assert describe(Method(mixer=MixUp(TRAIN))) != describe(Method(mixer=MixUp(TRAIN, alpha=2.)))
+    assert describe(Method(mixer=MixUp(TRAIN))) != describe(Method(mixer=MixUp(TRAIN, alpha=2.0)))
     assert digest(a) == digest(b)
     json.dumps(describe(Method(mixer=MixUp(TRAIN), transform=lambda x: x)))
 
 
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(FloatingPointError, match="not finite at step"): fit(TRAIN, TEST, None, tiny(lr=1e25), progress=False)
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        fit(TRAIN, TEST, None, tiny(lr=1e25), progress=False)
 
     class Poison:
         calls = 0
+
         def augment(self, images, labels, p_gen):
             Poison.calls += 1
             return images * (float("nan") if Poison.calls > 5 else 1), labels
+
     with pytest.raises(FloatingPointError, match="step 6.*last good checkpoint"):
-        fit(TRAIN, TEST, Method(mixer=Poison()), tiny(), folder=tmp_path, checkpoint_minutes=0, progress=False)
-    assert files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"] == "5"
-    assert all(v.isfinite().all() for v in load_file(tmp_path / "checkpoint.safetensors").values() if v.is_floating_point())
+        fit(
+            TRAIN,
+            TEST,
+            Method(mixer=Poison()),
+            tiny(),
+            folder=tmp_path,
+            checkpoint_minutes=0,
+            progress=False,
+        )
+    assert (
+        files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"]
+        == "5"
+    )
+    assert all(
+        v.isfinite().all()
+        for v in load_file(tmp_path / "checkpoint.safetensors").values()
+        if v.is_floating_point()
+    )
 
 
 # what a method sees
 
+
 def test_transforms_see_generated_images_and_mixup_mixes_transformed_ones():
     seen = []
+
     def mark(images):
         seen.append(images.clone())
         return torch.ones_like(images)
 
     class Zeros:
-        def augment(self, images, labels, p_gen): return torch.zeros_like(images), labels
+        def augment(self, images, labels, p_gen):
+            return torch.zeros_like(images), labels
+
     training = Training(TRAIN, Method(mixer=Zeros(), transform=mark), tiny())
     images, _ = training.inputs(torch.arange(4))
     assert (seen[-1] == 0).all() and (images == 1).all()
-    images, targets = Training(TRAIN, Method(mixer=MixUp(TRAIN), transform=mark), tiny()).inputs(torch.arange(4))
+    images, targets = Training(TRAIN, Method(mixer=MixUp(TRAIN), transform=mark), tiny()).inputs(
+        torch.arange(4)
+    )
     torch.testing.assert_close(images, torch.ones_like(images))
     assert targets.shape == (4, 3)
 
-    class Labels(Zeros): mixes_labels = True
-    images, _ = Training(TRAIN, Method(mixer=Labels(), transform=mark), tiny()).inputs(torch.arange(4))
+    class Labels(Zeros):
+        mixes_labels = True
+
+    images, _ = Training(TRAIN, Method(mixer=Labels(), transform=mark), tiny()).inputs(
+        torch.arange(4)
+    )
     assert (images == 0).all()
 
 
 def test_p_gen_reaches_the_mixer():
     class Note:
-        def augment(self, images, labels, p_gen): self.p_gen = p_gen; return images, labels
+        def augment(self, images, labels, p_gen):
+            self.p_gen = p_gen
+            return images, labels
+
     note = Note()
-    Training(TRAIN, Method(mixer=note, p_gen=.3), tiny()).inputs(torch.arange(4))
-    assert note.p_gen == .3
+    Training(TRAIN, Method(mixer=note, p_gen=0.3), tiny()).inputs(torch.arange(4))
+    assert note.p_gen == 0.3
 
 
 # data and networks
 
+
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("name", ["wrn-10-1", "resnet18"])
 def test_any_number_of_channels(name, channels):
-    train, test = pictures(channels=channels, size=32), pictures(6, channels=channels, size=32, seed=1)
+    train, test = (
+        pictures(channels=channels, size=32),
+        pictures(6, channels=channels, size=32, seed=1),
+    )
     assert 0 <= fit(train, test, None, tiny(network=name, steps=2), progress=False).accuracy <= 100
 
 
@@ -188,25 +294,49 @@ def test_unbalanced_classes_and_a_test_set_without_some():
     assert result.confusion.sum().item() == 4 and result.top5 == 100
 
 
-@pytest.mark.parametrize("train, test, message", [
-    (ImageSet(TRAIN.images, torch.zeros(12, dtype=torch.long), ["c"]), TEST, "one class, 'c'"),
-    (TRAIN, ImageSet(TEST.images, TEST.labels, ["c0", "c2", "c1"]), "other classes"),
-    (TRAIN, pictures(9, size=24), "same size="),
-    (TRAIN, pictures(9, channels=1), "same size="),
-], ids=["one class", "order", "size", "channels"])
-def test_data_that_cannot_work_is_refused_before_anything_is_written(tmp_path, train, test, message):
-    with pytest.raises(ValueError, match=message): fit(train, test, None, tiny(), folder=tmp_path / "run", progress=False)
+@pytest.mark.parametrize(
+    "train, test, message",
+    [
+        (ImageSet(TRAIN.images, torch.zeros(12, dtype=torch.long), ["c"]), TEST, "one class, 'c'"),
+        (TRAIN, ImageSet(TEST.images, TEST.labels, ["c0", "c2", "c1"]), "other classes"),
+        (TRAIN, pictures(9, size=24), "same size="),
+        (TRAIN, pictures(9, channels=1), "same size="),
+    ],
+    ids=["one class", "order", "size", "channels"],
+)
+def test_data_that_cannot_work_is_refused_before_anything_is_written(
+    tmp_path, train, test, message
+):
+    with pytest.raises(ValueError, match=message):
+        fit(train, test, None, tiny(), folder=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [dict(batch_size=0), dict(lr=0), dict(lr=float("nan")), dict(weight_decay=-1), dict(dropout=1.), dict(momentum=-.1), dict(steps=0), dict(evaluations=0), dict(widht=3)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(batch_size=0),
+        dict(lr=0),
+        dict(lr=float("nan")),
+        dict(weight_decay=-1),
+        dict(dropout=1.0),
+        dict(momentum=-0.1),
+        dict(steps=0),
+        dict(evaluations=0),
+        dict(widht=3),
+    ],
+    ids=str,
+)
 def test_settings_that_make_no_sense_are_refused(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))): profile("tiny", **changes)
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        profile("tiny", **changes)
 
 
 def test_prediction_does_not_depend_on_how_it_is_split_and_leaves_the_mode():
-    net = network("wrn-10-1", 3, 3, .3).train()
-    torch.testing.assert_close(predict(net, TEST.images, 2), predict(net, TEST.images), rtol=1e-4, atol=1e-5)
+    net = network("wrn-10-1", 3, 3, 0.3).train()
+    torch.testing.assert_close(
+        predict(net, TEST.images, 2), predict(net, TEST.images), rtol=1e-4, atol=1e-5
+    )
     assert net.training
     top1, top5, confusion = evaluate(net, TEST)
     assert top1 == 100 * confusion.diagonal().sum().item() / 9 and top5 == 100
@@ -221,7 +351,13 @@ def test_the_test_set_changes_nothing_but_the_figures():
 @pytest.mark.slow
 def test_it_learns():
     train, test = load_images("photos").few_shot(20, 0), load_images("photos", "test")
-    result = fit(train, test[torch.arange(0, len(test), 4)], None, profile("small", network="wrn-10-1", steps=400, evaluations=1), progress=False)
+    result = fit(
+        train,
+        test[torch.arange(0, len(test), 4)],
+        None,
+        profile("small", network="wrn-10-1", steps=400, evaluations=1),
+        progress=False,
+    )
     assert result.accuracy > 60
 
 

@@ -1,4 +1,5 @@
 "DiffuseMix: fractals, halves, the diffusion model's loading and running with random weights, the folder of edited images, the method."
+
 import importlib.util
 import shutil
 import subprocess
@@ -11,16 +12,35 @@ import torch
 
 from hydramix_nb import baselines, classifier, diffusemix, runs
 from hydramix_nb.data import ImageSet, fit_square, load_images, to_float
-from hydramix_nb.diffusemix import DiffuseMix, blend, fractals, generate_variants, half_masks, hybrid, image_key, read_variants, singular_values, variant_path
+from hydramix_nb.diffusemix import (
+    DiffuseMix,
+    blend,
+    fractals,
+    generate_variants,
+    half_masks,
+    hybrid,
+    image_key,
+    read_variants,
+    singular_values,
+    variant_path,
+)
 from hydramix_nb.files import write_png
 
-needs_diffusers = pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="runs a diffusion pipeline: pip install 'hydramix-nb[diffusion]'")
+needs_diffusers = pytest.mark.skipif(
+    not importlib.util.find_spec("diffusers"),
+    reason="runs a diffusion pipeline: pip install 'hydramix-nb[diffusion]'",
+)
 PROMPTS = ["snowy", "a sketch with crayon"]
 FAST = dict(size=16, steps=2, progress=False)
 
 
 def pictures(n=6, size=16, channels=3, classes=("a", "b", "c"), seed=0):
-    images = torch.randint(256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    images = torch.randint(
+        256,
+        (n, channels, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
     return ImageSet(images, torch.arange(n) % len(classes), list(classes))
 
 
@@ -37,12 +57,19 @@ TRAIN = pictures()
 
 # fractals
 
-@pytest.mark.parametrize("share", [0., .01, .5, .99, 1.])
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])
 def test_singular_values_keep_their_budget(share):
     maps = torch.randint(2, 8, (500,), generator=torch.Generator().manual_seed(1))
-    sigma = singular_values(maps, 3. * maps * share, torch.Generator().manual_seed(2))
-    assert sigma.min() > -1e-5 and sigma.max() < 1 + 1e-5 and (sigma[..., 0] > sigma[..., 1] - 1e-5).all()
-    torch.testing.assert_close((sigma[..., 0] + 2 * sigma[..., 1]).sum(1), 3. * maps * share, atol=1e-4, rtol=0)
+    sigma = singular_values(maps, 3.0 * maps * share, torch.Generator().manual_seed(2))
+    assert (
+        sigma.min() > -1e-5
+        and sigma.max() < 1 + 1e-5
+        and (sigma[..., 0] > sigma[..., 1] - 1e-5).all()
+    )
+    torch.testing.assert_close(
+        (sigma[..., 0] + 2 * sigma[..., 1]).sum(1), 3.0 * maps * share, atol=1e-4, rtol=0
+    )
     assert (sigma.sum(-1)[torch.arange(sigma.shape[1]) >= maps[:, None]] == 0).all()
 
 
@@ -55,61 +82,89 @@ def test_fractals_of_any_number_and_size(count, size, channels):
 
 
 def test_no_fractals_are_refused():
-    with pytest.raises(ValueError, match="0 fractals of 32 pixels"): fractals(0, 32)
+    with pytest.raises(ValueError, match="0 fractals of 32 pixels"):
+        fractals(0, 32)
 
 
 def test_the_game_never_leaves_a_system_with_fewer_maps():
     "Systems share tensors; beyond a system's own maps there are zeros, which would be points at b"
     A, b, p = diffusemix.random_systems(200, torch.Generator().manual_seed(0))
     b = torch.where((p > 0)[..., None], b, 1e6)
-    assert diffusemix.chaos_game(A, b, p, players=200, steps=20, generator=torch.Generator().manual_seed(1)).abs().max() < 1e4
+    assert (
+        diffusemix.chaos_game(
+            A, b, p, players=200, steps=20, generator=torch.Generator().manual_seed(1)
+        )
+        .abs()
+        .max()
+        < 1e4
+    )
 
 
 # halves and blends
+
 
 @pytest.mark.parametrize("channels, height, width", [(3, 8, 8), (1, 7, 9), (3, 1, 4), (3, 5, 2)])
 def test_hybrids_and_blends_are_what_numpy_says(channels, height, width):
     g = torch.Generator().manual_seed(0)
     I, J, P = (torch.rand(40, channels, height, width, generator=g) * 2 - 1 for _ in range(3))
     mask = half_masks(40, height, width, g)
-    out, kinds = blend(hybrid(I, J, mask), P, .3).numpy(), set()
+    out, kinds = blend(hybrid(I, J, mask), P, 0.3).numpy(), set()
     for k in range(40):
         M = mask[k, 0].numpy()
-        found = [kind for kind, half in dict(left=np.s_[:, :width//2], right=np.s_[:, width//2:], upper=np.s_[:height//2], lower=np.s_[height//2:]).items()
-                 if M[half].sum() == M.sum() == M[half].size]
-        assert found and set(np.unique(M)) <= {0., 1.}
+        found = [
+            kind
+            for kind, half in dict(
+                left=np.s_[:, : width // 2],
+                right=np.s_[:, width // 2 :],
+                upper=np.s_[: height // 2],
+                lower=np.s_[height // 2 :],
+            ).items()
+            if M[half].sum() == M.sum() == M[half].size
+        ]
+        assert found and set(np.unique(M)) <= {0.0, 1.0}
         kinds.update(found)
         H = np.where(M == 1, I[k].numpy(), J[k].numpy())
-        np.testing.assert_allclose(out[k], .7 * H + .3 * P[k].numpy(), atol=1e-6)
+        np.testing.assert_allclose(out[k], 0.7 * H + 0.3 * P[k].numpy(), atol=1e-6)
     assert kinds == {"left", "right", "upper", "lower"}
 
 
 # the diffusion model
 
+
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory): return diffusemix.tiny_pipeline(tmp_path_factory.mktemp("tiny"))
+def tiny_folder(tmp_path_factory):
+    return diffusemix.tiny_pipeline(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_folder): return diffusemix.load_pipeline(tiny_folder)
+def tiny(tiny_folder):
+    return diffusemix.load_pipeline(tiny_folder)
 
 
 @pytest.fixture
-def copied(tiny_folder, tmp_path): return shutil.copytree(tiny_folder, tmp_path/"copy")
+def copied(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder, tmp_path / "copy")
 
 
 def without_weights(part):
-    for p in part.glob("*.safetensors"): p.unlink()
+    for p in part.glob("*.safetensors"):
+        p.unlink()
 
 
 @needs_diffusers
 def test_a_pipeline_comes_back_as_it_was_saved(tiny, tiny_folder):
     assert list(tiny_folder.rglob("*.safetensors")) and not list(tiny_folder.rglob("*.bin"))
-    assert type(tiny).__name__ == "StableDiffusionInstructPix2PixPipeline" and type(tiny.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+    assert (
+        type(tiny).__name__ == "StableDiffusionInstructPix2PixPipeline"
+        and type(tiny.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+    )
     assert tiny.safety_checker is None and tiny.dtype == torch.float32
     again = diffusemix.load_pipeline(str(tiny_folder))
     settings = dict(prompts=PROMPTS, seeds=[1, 2], size=16, steps=2)
-    assert torch.equal(diffusemix.edit(tiny, TRAIN.images[:2], **settings), diffusemix.edit(again, TRAIN.images[:2], **settings))
+    assert torch.equal(
+        diffusemix.edit(tiny, TRAIN.images[:2], **settings),
+        diffusemix.edit(again, TRAIN.images[:2], **settings),
+    )
 
 
 @needs_diffusers
@@ -119,37 +174,57 @@ def test_weights_are_loaded_in_the_type_asked_for(tiny_folder):
 
 @needs_diffusers
 def test_pickles_are_refused(copied):
-    without_weights(copied/"text_encoder")
-    (copied/"text_encoder/pytorch_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(ValueError, match=r"text_encoder holds pytorch_model\.bin, which is a pickle.*safe_serialization=True"): diffusemix.load_pipeline(copied)
+    without_weights(copied / "text_encoder")
+    (copied / "text_encoder/pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(
+        ValueError,
+        match=r"text_encoder holds pytorch_model\.bin, which is a pickle.*safe_serialization=True",
+    ):
+        diffusemix.load_pipeline(copied)
 
 
 @needs_diffusers
 def test_pickles_beside_safetensors_are_not_opened(copied, tiny):
-    (copied/"unet/diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
+    (copied / "unet/diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
     pipeline = diffusemix.load_pipeline(copied)
     assert classifier.digest(pipeline.unet) == classifier.digest(tiny.unet)
 
 
 @needs_diffusers
 def test_missing_weights_are_named(copied, tmp_path):
-    without_weights(copied/"unet")
-    with pytest.raises(FileNotFoundError, match="copy is not whole .*hf download"): diffusemix.load_pipeline(copied)
-    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"): diffusemix.load_pipeline(tmp_path/"nowhere")
-    with pytest.raises(FileNotFoundError, match=r"no model_index\.json"): diffusemix.load_pipeline(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is no folder weights;.*timbrooks/instruct-pix2pix"): diffusemix.load_pipeline("weights")
+    without_weights(copied / "unet")
+    with pytest.raises(FileNotFoundError, match="copy is not whole .*hf download"):
+        diffusemix.load_pipeline(copied)
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+        diffusemix.load_pipeline(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no model_index\.json"):
+        diffusemix.load_pipeline(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder weights;.*timbrooks/instruct-pix2pix"
+    ):
+        diffusemix.load_pipeline("weights")
 
 
 @needs_diffusers
-@pytest.mark.parametrize("download, message", [(False, "is not on this machine"), (True, "could not be fetched")])
+@pytest.mark.parametrize(
+    "download, message", [(False, "is not on this machine"), (True, "could not be fetched")]
+)
 def test_a_model_that_cannot_be_had_says_what_to_do(download, message, monkeypatch):
     import diffusers
+
     asked = {}
+
     def unreachable(name, **settings):
         asked.update(settings)
         raise OSError("no route to host\nand more")
-    monkeypatch.setattr(diffusers.StableDiffusionInstructPix2PixPipeline, "from_pretrained", unreachable)
-    with pytest.raises(FileNotFoundError, match=f"{message} .no route to host.*download=True.*hf download .* give its path as the model"):
+
+    monkeypatch.setattr(
+        diffusers.StableDiffusionInstructPix2PixPipeline, "from_pretrained", unreachable
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"{message} .no route to host.*download=True.*hf download .* give its path as the model",
+    ):
         diffusemix.load_pipeline("timbrooks/instruct-pix2pix", download=download)
     assert asked["use_safetensors"] is True and asked["local_files_only"] is not download
 
@@ -157,14 +232,26 @@ def test_a_model_that_cannot_be_had_says_what_to_do(download, message, monkeypat
 @needs_diffusers
 def test_another_kind_of_diffusion_model_is_refused(tiny, tmp_path):
     import diffusers
+
     unet = diffusers.UNet2DConditionModel.from_config(dict(tiny.unet.config, in_channels=4))
-    diffusers.StableDiffusionInstructPix2PixPipeline(tiny.vae, tiny.text_encoder, tiny.tokenizer, unet, tiny.scheduler, None, None, requires_safety_checker=False).save_pretrained(tmp_path/"other")
-    with pytest.raises(ValueError, match="no InstructPix2Pix: its UNet takes 4 channels"): diffusemix.load_pipeline(tmp_path/"other")
+    diffusers.StableDiffusionInstructPix2PixPipeline(
+        tiny.vae,
+        tiny.text_encoder,
+        tiny.tokenizer,
+        unet,
+        tiny.scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="no InstructPix2Pix: its UNet takes 4 channels"):
+        diffusemix.load_pipeline(tmp_path / "other")
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"hydramix-nb\[diffusion\]"): diffusemix.load_pipeline("nobody/nothing")
+    with pytest.raises(ImportError, match=r"hydramix-nb\[diffusion\]"):
+        diffusemix.load_pipeline("nobody/nothing")
 
 
 @needs_diffusers
@@ -177,100 +264,166 @@ def test_edits_have_the_form_of_their_originals(tiny, channels, size):
 
 @needs_diffusers
 def test_guidance_and_steps_reach_the_model(tiny):
-    def run(**changes): return diffusemix.edit(tiny, TRAIN.images[:1], ["snowy"], [0], **{**dict(size=16, steps=2), **changes})
-    assert torch.equal(run(), run(guidance=4., image_guidance=1.5))
-    for changes in (dict(guidance=9.), dict(image_guidance=3.), dict(steps=3), dict(size=20)): assert not torch.equal(run(), run(**changes))
-    with pytest.raises(ValueError, match="size=18: .* multiple of 4"): run(size=18)
-    with pytest.raises(ValueError, match="steps=0"): run(steps=0)
+    def run(**changes):
+        return diffusemix.edit(
+            tiny, TRAIN.images[:1], ["snowy"], [0], **{**dict(size=16, steps=2), **changes}
+        )
+
+    assert torch.equal(run(), run(guidance=4.0, image_guidance=1.5))
+    for changes in (dict(guidance=9.0), dict(image_guidance=3.0), dict(steps=3), dict(size=20)):
+        assert not torch.equal(run(), run(**changes))
+    with pytest.raises(ValueError, match="size=18: .* multiple of 4"):
+        run(size=18)
+    with pytest.raises(ValueError, match="steps=0"):
+        run(steps=0)
 
 
 @needs_diffusers
 def test_pixels_that_are_not_finite_are_an_error(tiny_folder):
     broken = diffusemix.load_pipeline(tiny_folder)
-    with torch.no_grad(): broken.vae.decoder.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"dtype=torch\.float32"): diffusemix.edit(broken, TRAIN.images[:1], ["snowy"], [0], size=16, steps=1)
+    with torch.no_grad():
+        broken.vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"dtype=torch\.float32"):
+        diffusemix.edit(broken, TRAIN.images[:1], ["snowy"], [0], size=16, steps=1)
 
 
 # the folder of edited images
 
-def files(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")}
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")}
 
 
 @needs_diffusers
 def test_an_interrupted_run_goes_on_to_the_same_images(tiny, tmp_path, monkeypatch):
-    generate_variants(tiny, TRAIN, tmp_path/"undisturbed", PROMPTS, **FAST)
+    generate_variants(tiny, TRAIN, tmp_path / "undisturbed", PROMPTS, **FAST)
     edit, write, calls = diffusemix.edit, write_png, []
+
     def fail(path, image):
         calls.append(path)
-        if len(calls) == 6: raise KeyboardInterrupt
+        if len(calls) == 6:
+            raise KeyboardInterrupt
         write(path, image)
+
     monkeypatch.setattr(diffusemix, "write_png", fail)
-    with pytest.raises(KeyboardInterrupt): generate_variants(tiny, TRAIN, tmp_path/"interrupted", PROMPTS, **FAST)
+    with pytest.raises(KeyboardInterrupt):
+        generate_variants(tiny, TRAIN, tmp_path / "interrupted", PROMPTS, **FAST)
     monkeypatch.undo()
-    assert len(files(tmp_path/"interrupted")) == 5
+    assert len(files(tmp_path / "interrupted")) == 5
     batches = []
-    monkeypatch.setattr(diffusemix, "edit", lambda pipeline, images, *a, **k: batches.append(len(images)) or edit(pipeline, images, *a, **k))
-    generate_variants(tiny, TRAIN, tmp_path/"interrupted", PROMPTS, **FAST)
+    monkeypatch.setattr(
+        diffusemix,
+        "edit",
+        lambda pipeline, images, *a, **k: (
+            batches.append(len(images)) or edit(pipeline, images, *a, **k)
+        ),
+    )
+    generate_variants(tiny, TRAIN, tmp_path / "interrupted", PROMPTS, **FAST)
     assert batches == [4, 4], "the first batch was whole"
-    assert files(tmp_path/"interrupted") == files(tmp_path/"undisturbed") and len(files(tmp_path/"undisturbed")) == 12
+    assert (
+        files(tmp_path / "interrupted") == files(tmp_path / "undisturbed")
+        and len(files(tmp_path / "undisturbed")) == 12
+    )
     assert not [p for p in tmp_path.rglob("*") if "partial" in p.name]
 
 
 @needs_diffusers
 def test_images_depend_on_neither_order_nor_batch_nor_the_other_images(tiny, tmp_path):
-    generate_variants(tiny, TRAIN, tmp_path/"one", PROMPTS, **FAST)
-    generate_variants(tiny, TRAIN[[5, 0, 3]], tmp_path/"other", PROMPTS[::-1], batch_size=5, **FAST)
-    a, b = (read_variants(TRAIN[[0, 3, 5]], tmp_path/name)[0].int() for name in ("one", "other"))
+    generate_variants(tiny, TRAIN, tmp_path / "one", PROMPTS, **FAST)
+    generate_variants(
+        tiny, TRAIN[[5, 0, 3]], tmp_path / "other", PROMPTS[::-1], batch_size=5, **FAST
+    )
+    a, b = (read_variants(TRAIN[[0, 3, 5]], tmp_path / name)[0].int() for name in ("one", "other"))
     assert (a - b).abs().max() <= 1
-    assert len({v for v in files(tmp_path/"one").values()}) == 12
+    assert len({v for v in files(tmp_path / "one").values()}) == 12
 
 
 @needs_diffusers
 def test_one_folder_serves_all_draws(tiny, tmp_path, monkeypatch):
     data, made = load_images("photos", size=16), []
     edit = diffusemix.edit
-    monkeypatch.setattr(diffusemix, "edit", lambda pipeline, images, *a, **k: made.extend(image_key(i) for i in images) or edit(pipeline, images, *a, **k))
-    generate_variants(tiny, data.few_shot(1, seed=0), tmp_path/"all", PROMPTS[:1], **FAST)
-    generate_variants(tiny, data.few_shot(2, seed=0), tmp_path/"all", PROMPTS[:1], batch_size=1, **FAST)
+    monkeypatch.setattr(
+        diffusemix,
+        "edit",
+        lambda pipeline, images, *a, **k: (
+            made.extend(image_key(i) for i in images) or edit(pipeline, images, *a, **k)
+        ),
+    )
+    generate_variants(tiny, data.few_shot(1, seed=0), tmp_path / "all", PROMPTS[:1], **FAST)
+    generate_variants(
+        tiny, data.few_shot(2, seed=0), tmp_path / "all", PROMPTS[:1], batch_size=1, **FAST
+    )
     assert len(made) == len(set(made)) == 20
-    for n in (1, 2): assert read_variants(data.few_shot(n, seed=0), tmp_path/"all")[0].shape == (10 * n, 1, 3, 16, 16)
+    for n in (1, 2):
+        assert read_variants(data.few_shot(n, seed=0), tmp_path / "all")[0].shape == (
+            10 * n,
+            1,
+            3,
+            16,
+            16,
+        )
 
 
 @needs_diffusers
-@pytest.mark.parametrize("changes", [dict(steps=3), dict(guidance=5.), dict(image_guidance=2.), dict(template="turn it into {}"), dict(seed=1), dict(size=20)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(steps=3),
+        dict(guidance=5.0),
+        dict(image_guidance=2.0),
+        dict(template="turn it into {}"),
+        dict(seed=1),
+        dict(size=20),
+    ],
+    ids=str,
+)
 def test_a_folder_keeps_to_one_way_of_making(tiny, tmp_path, changes):
-    generate_variants(tiny, TRAIN[:1], tmp_path/"made", PROMPTS[:1], **FAST)
-    before = files(tmp_path/"made")
-    with pytest.raises(ValueError, match=f"made with other {next(iter(changes))}: name another folder"): generate_variants(tiny, TRAIN[:1], tmp_path/"made", PROMPTS[:1], **{**FAST, **changes})
-    generate_variants(tiny, TRAIN[:1], tmp_path/"other", PROMPTS[:1], **{**FAST, **changes})
-    assert files(tmp_path/"made") == before and files(tmp_path/"other") != before
+    generate_variants(tiny, TRAIN[:1], tmp_path / "made", PROMPTS[:1], **FAST)
+    before = files(tmp_path / "made")
+    with pytest.raises(
+        ValueError, match=f"made with other {next(iter(changes))}: name another folder"
+    ):
+        generate_variants(tiny, TRAIN[:1], tmp_path / "made", PROMPTS[:1], **{**FAST, **changes})
+    generate_variants(tiny, TRAIN[:1], tmp_path / "other", PROMPTS[:1], **{**FAST, **changes})
+    assert files(tmp_path / "made") == before and files(tmp_path / "other") != before
 
 
 @needs_diffusers
 def test_other_weights_need_another_folder(tiny, tmp_path):
-    generate_variants(tiny, TRAIN[:1], tmp_path/"made", PROMPTS[:1], **FAST)
-    other = diffusemix.load_pipeline(diffusemix.tiny_pipeline(tmp_path/"pipeline", seed=1))
-    with pytest.raises(ValueError, match="made with other weights"): generate_variants(other, TRAIN[:1], tmp_path/"made", PROMPTS[:1], **FAST)
+    generate_variants(tiny, TRAIN[:1], tmp_path / "made", PROMPTS[:1], **FAST)
+    other = diffusemix.load_pipeline(diffusemix.tiny_pipeline(tmp_path / "pipeline", seed=1))
+    with pytest.raises(ValueError, match="made with other weights"):
+        generate_variants(other, TRAIN[:1], tmp_path / "made", PROMPTS[:1], **FAST)
 
 
 @needs_diffusers
-@pytest.mark.parametrize("train, settings, message", [
-    (TRAIN, dict(prompts=[]), "one or more, each once"),
-    (TRAIN, dict(prompts=["snowy", "snowy"]), "each once"),
-    (TRAIN, dict(prompts=["snowy", " "]), "prompt ' ': a text"),
-    (TRAIN, dict(prompts=["s" * 300]), "1 to 200 letters"),
-    (TRAIN, dict(template="snowy"), "no {} for the prompt"),
-    (pictures(channels=4), {}, "4 channels"),
-], ids=lambda v: v if isinstance(v, str) else "")
-def test_what_cannot_be_edited_is_refused_before_anything_is_written(tiny, tmp_path, train, settings, message):
-    with pytest.raises(ValueError, match=message): generate_variants(tiny, train, tmp_path/"made", **{**dict(prompts=PROMPTS), **FAST, **settings})
-    assert not (tmp_path/"made").exists()
+@pytest.mark.parametrize(
+    "train, settings, message",
+    [
+        (TRAIN, dict(prompts=[]), "one or more, each once"),
+        (TRAIN, dict(prompts=["snowy", "snowy"]), "each once"),
+        (TRAIN, dict(prompts=["snowy", " "]), "prompt ' ': a text"),
+        (TRAIN, dict(prompts=["s" * 300]), "1 to 200 letters"),
+        (TRAIN, dict(template="snowy"), "no {} for the prompt"),
+        (pictures(channels=4), {}, "4 channels"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_cannot_be_edited_is_refused_before_anything_is_written(
+    tiny, tmp_path, train, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        generate_variants(
+            tiny, train, tmp_path / "made", **{**dict(prompts=PROMPTS), **FAST, **settings}
+        )
+    assert not (tmp_path / "made").exists()
 
 
 @needs_diffusers
 def test_a_folder_with_other_things_is_left_alone(tiny, tmp_path):
-    (tmp_path/"thesis.txt").write_text("…")
-    with pytest.raises(ValueError, match="is not empty"): generate_variants(tiny, TRAIN, tmp_path, PROMPTS, **FAST)
+    (tmp_path / "thesis.txt").write_text("…")
+    with pytest.raises(ValueError, match="is not empty"):
+        generate_variants(tiny, TRAIN, tmp_path, PROMPTS, **FAST)
 
 
 def test_names_survive_any_class_and_prompt(tmp_path):
@@ -278,20 +431,28 @@ def test_names_survive_any_class_and_prompt(tmp_path):
     train = pictures(classes=classes)
     doubles(train, tmp_path, prompts)
     images, found = read_variants(train, tmp_path)
-    assert sorted(found) == sorted(prompts) and torch.equal(images[:, found.index("a b c")], train.images // 2 + 3)
+    assert sorted(found) == sorted(prompts) and torch.equal(
+        images[:, found.index("a b c")], train.images // 2 + 3
+    )
     assert {unquote(p.name) for p in tmp_path.iterdir()} == set(classes)
 
 
 def test_larger_and_grey_doubles_are_brought_to_the_form_of_the_originals(tmp_path):
     grey = pictures(channels=1)
-    def enlarged(images): return images.repeat_interleave(4, -2).repeat_interleave(4, -1)
+
+    def enlarged(images):
+        return images.repeat_interleave(4, -2).repeat_interleave(4, -1)
+
     for image, label in zip(grey.images, grey.labels, strict=True):
         write_png(variant_path(tmp_path, grey.classes[label], image, "large"), enlarged(image))
-        write_png(variant_path(tmp_path, grey.classes[label], image, "colour"), torch.cat([image, image // 2, image // 4]))
+        write_png(
+            variant_path(tmp_path, grey.classes[label], image, "colour"),
+            torch.cat([image, image // 2, image // 4]),
+        )
     images, prompts = read_variants(grey, tmp_path)
     assert images.shape == (6, 2, 1, 16, 16) and prompts == ["colour", "large"]
     expected = (grey.images.float() + (grey.images // 2).float() + (grey.images // 4).float()) / 3
-    assert (images[:, 0] - expected).abs().max() <= .5
+    assert (images[:, 0] - expected).abs().max() <= 0.5
     assert torch.equal(images[:, 1], fit_square(enlarged(grey.images), 16))
 
 
@@ -299,28 +460,45 @@ def test_unfinished_folders_are_named(tmp_path):
     doubles(TRAIN, tmp_path)
     victim = variant_path(tmp_path, TRAIN.classes[1], TRAIN.images[4], "snowy")
     victim.unlink()
-    with pytest.raises(ValueError, match=f"no 'snowy' for 1 of 6 .*{image_key(TRAIN.images[4])} snowy.png.*choose from a sketch with crayon"): DiffuseMix(TRAIN, tmp_path)
-    assert DiffuseMix(TRAIN, tmp_path, prompts=["a sketch with crayon"]).p_gen == 1/2
+    with pytest.raises(
+        ValueError,
+        match=f"no 'snowy' for 1 of 6 .*{image_key(TRAIN.images[4])} snowy.png.*choose from a sketch with crayon",
+    ):
+        DiffuseMix(TRAIN, tmp_path)
+    assert DiffuseMix(TRAIN, tmp_path, prompts=["a sketch with crayon"]).p_gen == 1 / 2
     victim.write_bytes(b"\x89PNG half")
-    with pytest.raises(ValueError, match=f"cannot read .*{image_key(TRAIN.images[4])} snowy.png"): DiffuseMix(TRAIN, tmp_path)
+    with pytest.raises(ValueError, match=f"cannot read .*{image_key(TRAIN.images[4])} snowy.png"):
+        DiffuseMix(TRAIN, tmp_path)
 
 
 def test_doubles_of_other_images_and_classes_do_not_count(tmp_path):
     doubles(TRAIN, tmp_path)
     shifted = ImageSet(TRAIN.images, (TRAIN.labels + 1) % 3, TRAIN.classes)
-    with pytest.raises(ValueError, match="no edited images for 6 of 6"): DiffuseMix(shifted, tmp_path)
-    with pytest.raises(ValueError, match="no edited images for 6 of 6"): DiffuseMix(pictures(seed=1), tmp_path)
-    for p in (tmp_path/"a").iterdir(): p.rename(tmp_path/"a"/f".{p.name}")
-    with pytest.raises(ValueError, match="no edited images for 2 of 6 training images, such as image 0 of class 'a'"): DiffuseMix(TRAIN, tmp_path)
+    with pytest.raises(ValueError, match="no edited images for 6 of 6"):
+        DiffuseMix(shifted, tmp_path)
+    with pytest.raises(ValueError, match="no edited images for 6 of 6"):
+        DiffuseMix(pictures(seed=1), tmp_path)
+    for p in (tmp_path / "a").iterdir():
+        p.rename(tmp_path / "a" / f".{p.name}")
+    with pytest.raises(
+        ValueError,
+        match="no edited images for 2 of 6 training images, such as image 0 of class 'a'",
+    ):
+        DiffuseMix(TRAIN, tmp_path)
 
 
 # the method
 
+
 @pytest.mark.parametrize("channels, size", [(3, 16), (1, 13)])
 def test_augmented_images_are_halves_of_originals_and_doubles(channels, size, tmp_path):
     train = pictures(channels=channels, size=size)
-    made = DiffuseMix(train, doubles(train, tmp_path), strength=0., seed=2).augmented
-    assert len(made) == 12 and torch.equal(made.labels, train.labels.repeat_interleave(2)) and made.classes == train.classes
+    made = DiffuseMix(train, doubles(train, tmp_path), strength=0.0, seed=2).augmented
+    assert (
+        len(made) == 12
+        and torch.equal(made.labels, train.labels.repeat_interleave(2))
+        and made.classes == train.classes
+    )
     edited, prompts = read_variants(train, tmp_path)
     for k, image in enumerate(made.images):
         original, double = train.images[k // 2], edited[k // 2, k % 2]
@@ -331,78 +509,132 @@ def test_augmented_images_are_halves_of_originals_and_doubles(channels, size, tm
 
 def test_the_fractals_share_is_what_was_asked_for(tmp_path):
     doubles(TRAIN, tmp_path)
-    plain, half, whole = (to_float(DiffuseMix(TRAIN, tmp_path, strength=s, seed=1, pool=4).augmented.images) for s in (0., .5, 1.))
+    plain, half, whole = (
+        to_float(DiffuseMix(TRAIN, tmp_path, strength=s, seed=1, pool=4).augmented.images)
+        for s in (0.0, 0.5, 1.0)
+    )
     assert ((plain + whole) / 2 - half).abs().max() < 3 / 255
     patterns = to_float(fractals(4, 16, 1))
     assert all(any(torch.equal(image, pattern) for pattern in patterns) for image in whole)
     a, b = DiffuseMix(TRAIN, tmp_path, seed=1), DiffuseMix(TRAIN, tmp_path, seed=2)
-    assert torch.equal(a.augmented.images, DiffuseMix(TRAIN, tmp_path, seed=1).augmented.images) and not torch.equal(a.augmented.images, b.augmented.images)
+    assert torch.equal(
+        a.augmented.images, DiffuseMix(TRAIN, tmp_path, seed=1).augmented.images
+    ) and not torch.equal(a.augmented.images, b.augmented.images)
 
 
 def test_batches_keep_their_labels(tmp_path):
     mixer = DiffuseMix(TRAIN, doubles(TRAIN, tmp_path))
     x, y = to_float(TRAIN.images), TRAIN.labels
-    assert mixer.p_gen == 2/3 and mixer(y).shape == x.shape
-    for p in (0., None, 1.):
+    assert mixer.p_gen == 2 / 3 and mixer(y).shape == x.shape
+    for p in (0.0, None, 1.0):
         torch.manual_seed(0)
         images, labels = mixer.augment(x, y, p)
         assert labels is y and images.shape == x.shape and images.dtype == x.dtype
-        if p == 0: assert torch.equal(images, x)
-        if p == 1: assert (images != x).flatten(1).any(1).all()
-    with pytest.raises(TypeError, match="to_float"): mixer.augment(TRAIN.images, y)
-    with pytest.raises(ValueError, match="labels from 0 to 7"): mixer.augment(x, torch.tensor([0, 1, 2, 0, 1, 7]))
+        if p == 0:
+            assert torch.equal(images, x)
+        if p == 1:
+            assert (images != x).flatten(1).any(1).all()
+    with pytest.raises(TypeError, match="to_float"):
+        mixer.augment(TRAIN.images, y)
+    with pytest.raises(ValueError, match="labels from 0 to 7"):
+        mixer.augment(x, torch.tensor([0, 1, 2, 0, 1, 7]))
 
 
 def test_an_augmented_image_is_of_the_label(tmp_path):
-    flat = ImageSet(torch.tensor([0, 40, 200, 240], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 16, 16).contiguous(), torch.tensor([0, 0, 1, 1]), ["dark", "light"])
-    for image, label in zip(flat.images, flat.labels, strict=True): write_png(variant_path(tmp_path, flat.classes[label], image, "same"), image)
-    out = DiffuseMix(flat, tmp_path, strength=0.)(torch.tensor([0, 1] * 20))
+    flat = ImageSet(
+        torch.tensor([0, 40, 200, 240], dtype=torch.uint8)
+        .view(4, 1, 1, 1)
+        .expand(4, 3, 16, 16)
+        .contiguous(),
+        torch.tensor([0, 0, 1, 1]),
+        ["dark", "light"],
+    )
+    for image, label in zip(flat.images, flat.labels, strict=True):
+        write_png(variant_path(tmp_path, flat.classes[label], image, "same"), image)
+    out = DiffuseMix(flat, tmp_path, strength=0.0)(torch.tensor([0, 1] * 20))
     assert out[::2].max() < 0 < out[1::2].min()
     assert len(out[::2].amax((1, 2, 3)).unique()) == 2
 
 
 def test_in_the_registry(tmp_path):
     doubles(TRAIN, tmp_path)
-    method = baselines.build("DiffuseMix", TRAIN, generated=tmp_path, prompts=["snowy"], strength=.1, p_gen=.25, seed=3, auto_augment="TrivialAugment")
-    assert method.p_gen == .25 and method.mixer.prompts == ["snowy"] and method.transform.name == "TrivialAugment"
-    assert torch.equal(method.mixer.augmented.images, DiffuseMix(TRAIN, tmp_path, prompts=["snowy"], strength=.1, seed=3).augmented.images)
-    with pytest.raises(ValueError, match="diffuse.ipynb makes one"): baselines.build("DiffuseMix", TRAIN)
-    with pytest.raises(ValueError, match="has no setting 'folder'; it takes generated, prompts, strength"): baselines.build("DiffuseMix", TRAIN, folder=tmp_path)
+    method = baselines.build(
+        "DiffuseMix",
+        TRAIN,
+        generated=tmp_path,
+        prompts=["snowy"],
+        strength=0.1,
+        p_gen=0.25,
+        seed=3,
+        auto_augment="TrivialAugment",
+    )
+    assert (
+        method.p_gen == 0.25
+        and method.mixer.prompts == ["snowy"]
+        and method.transform.name == "TrivialAugment"
+    )
+    assert torch.equal(
+        method.mixer.augmented.images,
+        DiffuseMix(TRAIN, tmp_path, prompts=["snowy"], strength=0.1, seed=3).augmented.images,
+    )
+    with pytest.raises(ValueError, match="diffuse.ipynb makes one"):
+        baselines.build("DiffuseMix", TRAIN)
+    with pytest.raises(
+        ValueError, match="has no setting 'folder'; it takes generated, prompts, strength"
+    ):
+        baselines.build("DiffuseMix", TRAIN, folder=tmp_path)
 
 
 def test_other_edited_images_are_another_training(tmp_path):
     config = classifier.profile("tiny", 16, steps=2, evaluations=1)
-    def method(name, by): return baselines.build("DiffuseMix", TRAIN, generated=doubles(TRAIN, tmp_path/name, by))
+
+    def method(name, by):
+        return baselines.build("DiffuseMix", TRAIN, generated=doubles(TRAIN, tmp_path / name, by))
+
     one, same, other = method("one", PROMPTS), method("same", PROMPTS), method("other", PROMPTS[:1])
-    classifier.fit(TRAIN, TRAIN, one, config, folder=tmp_path/"run", progress=False)
-    classifier.fit(TRAIN, TRAIN, same, config, folder=tmp_path/"run", progress=False)
-    with pytest.raises(ValueError, match="other method"): classifier.fit(TRAIN, TRAIN, other, config, folder=tmp_path/"run", progress=False)
+    classifier.fit(TRAIN, TRAIN, one, config, folder=tmp_path / "run", progress=False)
+    classifier.fit(TRAIN, TRAIN, same, config, folder=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="other method"):
+        classifier.fit(TRAIN, TRAIN, other, config, folder=tmp_path / "run", progress=False)
 
 
 def test_importing_the_registry_does_not_import_diffusion():
     code = "import sys, hydramix_nb.baselines; print(*[m for m in ('hydramix_nb.diffusemix', 'diffusers', 'transformers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )
 
 
 def test_a_sweep_finds_the_images_among_the_generators(tmp_path):
     pytest.importorskip("papermill")
     few = load_images("photos").few_shot(2, seed=0)
-    doubles(few, tmp_path/"generators/diffusemix", ["darker"])
+    doubles(few, tmp_path / "generators/diffusemix", ["darker"])
     common = dict(dataset="photos", samples_per_class=2, method="DiffuseMix", profile="tiny")
-    outcome, = runs.sweep(runs.plan("classify", [common], tmp_path, device="cpu"), progress=False)
-    assert outcome.state == "done" and outcome.result["edited"]["prompts"] == ["darker"], outcome.error
+    (outcome,) = runs.sweep(runs.plan("classify", [common], tmp_path, device="cpu"), progress=False)
+    assert outcome.state == "done" and outcome.result["edited"]["prompts"] == ["darker"], (
+        outcome.error
+    )
 
 
 @pytest.mark.cuda
 def test_on_a_gpu(tmp_path):
     train = TRAIN.to("cuda")
     if importlib.util.find_spec("diffusers"):
-        pipeline = diffusemix.load_pipeline(diffusemix.tiny_pipeline(tmp_path/"tiny"), "cuda")
+        pipeline = diffusemix.load_pipeline(diffusemix.tiny_pipeline(tmp_path / "tiny"), "cuda")
         assert pipeline.dtype == torch.float16
-        generate_variants(pipeline, train, tmp_path/"made", PROMPTS, **FAST)
-    else: doubles(TRAIN, tmp_path/"made")
-    mixer, cpu = DiffuseMix(train, tmp_path/"made", seed=1), DiffuseMix(TRAIN, tmp_path/"made", seed=1)
-    assert mixer(train.labels).is_cuda and torch.equal(mixer.augmented.labels.cpu(), cpu.augmented.labels)
-    assert (mixer.augmented.images.cpu() != cpu.augmented.images).float().mean() < .02
+        generate_variants(pipeline, train, tmp_path / "made", PROMPTS, **FAST)
+    else:
+        doubles(TRAIN, tmp_path / "made")
+    mixer, cpu = (
+        DiffuseMix(train, tmp_path / "made", seed=1),
+        DiffuseMix(TRAIN, tmp_path / "made", seed=1),
+    )
+    assert mixer(train.labels).is_cuda and torch.equal(
+        mixer.augmented.labels.cpu(), cpu.augmented.labels
+    )
+    assert (mixer.augmented.images.cpu() != cpu.augmented.images).float().mean() < 0.02
     images, labels = mixer.augment(to_float(train.images), train.labels)
     assert images.is_cuda and labels is train.labels

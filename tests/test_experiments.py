@@ -1,4 +1,5 @@
 "Every experiment notebook: parameters typed and explained, and a run from top to bottom at tiny settings."
+
 import ast
 import json
 import tokenize
@@ -13,51 +14,109 @@ from hydramix_nb import runs
 papermill = pytest.importorskip("papermill")
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = sorted((ROOT/"nbs/experiments").glob("*.ipynb"))
+EXPERIMENTS = sorted((ROOT / "nbs/experiments").glob("*.ipynb"))
 PROFILES = {"paper", "small", "tiny"}
-TABLE = dict(engine="local", datasets=["photos"], samples_per_class=[2], seeds=[0], methods=["Baseline", "HydraMix"], n_images=[2, 4], p_gen=[0.0, 0.5], image_size=[32, 48],
-             segment_noise=[0.0, 1.0], auto_augment=["none", "TrivialAugment"], device="cpu", results="")
-OTHERS = dict(table_2=dict(methods=["HydraMix"]), table_4=dict(methods=["DINO", "DINO+HydraMix"]), table_6=dict(methods=["NMix", "HydraMix"]), figure_4=dict(methods=["NMix", "HydraMix"]),
-              table_8=dict(methods=["Baseline", "Baseline+HydraMix"], datasets=["cutouts"], samples_per_class=[1]))
-RUNS = dict(classify="table_1", pretrain="table_4", detect="table_8") # notebooks that are one run, and a table that executes them
-QUICKSTART = dict(samples_per_class=2, n_images=2, image_size=32, generator_steps=2, classifier_steps=4)
+TABLE = dict(
+    engine="local",
+    datasets=["photos"],
+    samples_per_class=[2],
+    seeds=[0],
+    methods=["Baseline", "HydraMix"],
+    n_images=[2, 4],
+    p_gen=[0.0, 0.5],
+    image_size=[32, 48],
+    segment_noise=[0.0, 1.0],
+    auto_augment=["none", "TrivialAugment"],
+    device="cpu",
+    results="",
+)
+OTHERS = dict(
+    table_2=dict(methods=["HydraMix"]),
+    table_4=dict(methods=["DINO", "DINO+HydraMix"]),
+    table_6=dict(methods=["NMix", "HydraMix"]),
+    figure_4=dict(methods=["NMix", "HydraMix"]),
+    table_8=dict(
+        methods=["Baseline", "Baseline+HydraMix"], datasets=["cutouts"], samples_per_class=[1]
+    ),
+)
+RUNS = dict(
+    classify="table_1", pretrain="table_4", detect="table_8"
+)  # notebooks that are one run, and a table that executes them
+QUICKSTART = dict(
+    samples_per_class=2, n_images=2, image_size=32, generator_steps=2, classifier_steps=4
+)
 
 
-def by_name(path): return path.stem
+def by_name(path):
+    return path.stem
 
 
 def parameters(path):
     "The cell that papermill puts its parameters behind"
-    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
-    assert len(cells) == 1, f"{len(cells)} cells tagged `parameters`: papermill would {'guess' if cells else 'ignore what it is given'}"
+    cells = [
+        cell
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    ]
+    assert len(cells) == 1, (
+        f"{len(cells)} cells tagged `parameters`: papermill would {'guess' if cells else 'ignore what it is given'}"
+    )
     return cells[0].source
 
 
 def tiny(path, known):
     "Settings with which the notebook takes seconds"
-    if "engine" in known: return {name: value for name, value in dict(TABLE, **OTHERS.get(path.stem, {}), profile="tiny").items() if name in known}
+    if "engine" in known:
+        return {
+            name: value
+            for name, value in dict(TABLE, **OTHERS.get(path.stem, {}), profile="tiny").items()
+            if name in known
+        }
     settings = dict(QUICKSTART, test_images=50) if path.stem == "quickstart" else {}
-    return {name: value for name, value in dict(settings, profile="tiny").items() if name in known or name in QUICKSTART}
+    return {
+        name: value
+        for name, value in dict(settings, profile="tiny").items()
+        if name in known or name in QUICKSTART
+    }
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
 def test_parameters_are_typed_and_explained(path):
     source = parameters(path)
-    comments = {token.start[0] for token in tokenize.generate_tokens(StringIO(source).readline) if token.type == tokenize.COMMENT and token.string.strip("# ")}
+    comments = {
+        token.start[0]
+        for token in tokenize.generate_tokens(StringIO(source).readline)
+        if token.type == tokenize.COMMENT and token.string.strip("# ")
+    }
     for node in ast.parse(source).body:
-        assert isinstance(node, ast.AnnAssign) and node.value is not None, f"not `name: type = default  # meaning`: {ast.unparse(node)}"
+        assert isinstance(node, ast.AnnAssign) and node.value is not None, (
+            f"not `name: type = default  # meaning`: {ast.unparse(node)}"
+        )
         ast.literal_eval(node.value)
         assert node.end_lineno in comments, f"`{ast.unparse(node)}` is not explained"
     known = papermill.inspect_notebook(str(path))
-    assert set(known) == {node.target.id for node in ast.parse(source).body}, "papermill reads other parameters than the cell states"
-    for name, found in known.items(): assert found["help"] and found["inferred_type_name"], name
+    assert set(known) == {node.target.id for node in ast.parse(source).body}, (
+        "papermill reads other parameters than the cell states"
+    )
+    for name, found in known.items():
+        assert found["help"] and found["inferred_type_name"], name
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=by_name)
 def test_has_the_parameters_that_runs_rely_on(path):
     known = papermill.inspect_notebook(str(path))
     if path.stem == "quickstart":
-        assert set(known) >= {"data", "samples_per_class", "n_images", "image_size", "generator_steps", "classifier_steps", "seed", "device", "out"}
+        assert set(known) >= {
+            "data",
+            "samples_per_class",
+            "n_images",
+            "image_size",
+            "generator_steps",
+            "classifier_steps",
+            "seed",
+            "device",
+            "out",
+        }
         return
     assert "profile" in known, "no parameter `profile`"
     assert known["profile"]["default"].strip("'\"") in PROFILES
@@ -67,30 +126,59 @@ def test_has_the_parameters_that_runs_rely_on(path):
 def shared(tmp_path_factory, worker_id):
     "The folder of runs of all tables: what one has done, the next one finds, also where two processes test"
     base = tmp_path_factory.getbasetemp()
-    return (base if worker_id == "master" else base.parent)/"runs-of-tables"
+    return (base if worker_id == "master" else base.parent) / "runs-of-tables"
 
 
-@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem not in RUNS], ids=by_name)
+@pytest.mark.parametrize(
+    "path", [path for path in EXPERIMENTS if path.stem not in RUNS], ids=by_name
+)
 def test_runs_at_tiny_settings(path, tmp_path, shared):
     known = papermill.inspect_notebook(str(path))
-    settings, out = tiny(path, known), shared if "engine" in known else tmp_path/"out"
-    if "out" in known: settings["out"] = str(out)
+    settings, out = tiny(path, known), shared if "engine" in known else tmp_path / "out"
+    if "out" in known:
+        settings["out"] = str(out)
     assert set(settings) <= set(known), f"papermill would ignore {set(settings) - set(known)}"
-    papermill.execute_notebook(str(path), str(tmp_path/path.name), settings, cwd=str(tmp_path), kernel_name="python3", progress_bar=False, start_timeout=120, execution_timeout=900)
+    papermill.execute_notebook(
+        str(path),
+        str(tmp_path / path.name),
+        settings,
+        cwd=str(tmp_path),
+        kernel_name="python3",
+        progress_bar=False,
+        start_timeout=120,
+        execution_timeout=900,
+    )
     if "engine" in known and path.stem.startswith(("table", "figure")):
-        made = {p.suffix for p in (out/"tables").glob(f"{path.stem}.*")}
-        assert made >= ({".png", ".pdf"} if path.stem.startswith("figure") else {".md", ".tex"}), f"made {made}"
+        made = {p.suffix for p in (out / "tables").glob(f"{path.stem}.*")}
+        assert made >= ({".png", ".pdf"} if path.stem.startswith("figure") else {".md", ".tex"}), (
+            f"made {made}"
+        )
         assert not list(out.glob("*/*/error.json")), "a run has failed"
         notebook = runs.notebook_of(path.stem) if path.stem in runs.EXPERIMENTS else None
-        assert not notebook or list(out.glob(f"{notebook}/*/{notebook}.ipynb")), f"{notebook} was not executed"
-    if "out" not in known: return
-    result = json.loads((out/"result.json").read_text(encoding="utf-8")) if (out/"result.json").exists() else None
+        assert not notebook or list(out.glob(f"{notebook}/*/{notebook}.ipynb")), (
+            f"{notebook} was not executed"
+        )
+    if "out" not in known:
+        return
+    result = (
+        json.loads((out / "result.json").read_text(encoding="utf-8"))
+        if (out / "result.json").exists()
+        else None
+    )
     if path.stem == "quickstart":
         assert result, "no result.json"
-        assert list(out.glob("*.png")) and list(out.glob("*.pdf")), "figures are written as PNG and PDF"
-    assert not [p for p in out.rglob("*") if p.suffix in {".tmp", ".partial"}], "half-written files are left behind"
+        assert list(out.glob("*.png")) and list(out.glob("*.pdf")), (
+            "figures are written as PNG and PDF"
+        )
+    assert not [p for p in out.rglob("*") if p.suffix in {".tmp", ".partial"}], (
+        "half-written files are left behind"
+    )
 
 
 def test_every_notebook_that_is_one_run_is_executed_by_a_table():
     assert {runs.notebook_of(table) for table in runs.EXPERIMENTS} == set(RUNS)
-    for notebook, table in RUNS.items(): assert runs.notebook_of(table) == notebook and ROOT/f"nbs/experiments/{table}.ipynb" in EXPERIMENTS
+    for notebook, table in RUNS.items():
+        assert (
+            runs.notebook_of(table) == notebook
+            and ROOT / f"nbs/experiments/{table}.ipynb" in EXPERIMENTS
+        )

@@ -1,4 +1,5 @@
 "Trainings that are killed, run out of disk, lack TensorBoard, or get images of odd kinds"
+
 import json
 import os
 import signal
@@ -19,38 +20,61 @@ CONFIG = gan.profile("tiny", steps=30, batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def train(): return load_images("photos").few_shot(2, seed=0)
+def train():
+    return load_images("photos").few_shot(2, seed=0)
 
 
 def noise(channels, size=16, classes=2, n=2):
-    images = torch.randint(256, (classes * n, channels, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageSet(images, torch.arange(classes).repeat_interleave(n), [f"class {c}" for c in range(classes)])
+    images = torch.randint(
+        256,
+        (classes * n, channels, size, size),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.uint8,
+    )
+    return ImageSet(
+        images, torch.arange(classes).repeat_interleave(n), [f"class {c}" for c in range(classes)]
+    )
 
 
 def same_state(a, b):
     assert a.keys() == b.keys()
-    for k in a: assert torch.equal(a[k], b[k]), k
+    for k in a:
+        assert torch.equal(a[k], b[k]), k
 
 
-def checkpoint(folder): return files.read_tensors(folder/gan.CHECKPOINT, "checkpoint")
+def checkpoint(folder):
+    return files.read_tensors(folder / gan.CHECKPOINT, "checkpoint")
 
 
 def script(code, *args, **options):
-    head = "import sys, torch\ntorch.set_num_threads(1)\nfrom hydramix_nb import gan\nfrom hydramix_nb.data import load_images\n" \
-           "train = load_images('photos').few_shot(2, seed=0)\nconfig = gan.profile('tiny', steps=30, batch_size=2)\nfolder = gan.Path(sys.argv[1])\n"
-    return subprocess.Popen([sys.executable, "-c", head + code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    head = (
+        "import sys, torch\ntorch.set_num_threads(1)\nfrom hydramix_nb import gan\nfrom hydramix_nb.data import load_images\n"
+        "train = load_images('photos').few_shot(2, seed=0)\nconfig = gan.profile('tiny', steps=30, batch_size=2)\nfolder = gan.Path(sys.argv[1])\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", head + code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
 
 
 # interrupted
 
+
 def test_killed_and_resumed(train, tmp_path):
-    alone = gan.fit(train, CONFIG, folder=tmp_path/"alone", progress=False)
-    run = script("gan.fit(train, config, folder=folder, checkpoint_minutes=0, progress=False)", tmp_path/"killed")
-    killed, path = tmp_path/"killed", tmp_path/"killed"/gan.CHECKPOINT
+    alone = gan.fit(train, CONFIG, folder=tmp_path / "alone", progress=False)
+    run = script(
+        "gan.fit(train, config, folder=folder, checkpoint_minutes=0, progress=False)",
+        tmp_path / "killed",
+    )
+    killed, path = tmp_path / "killed", tmp_path / "killed" / gan.CHECKPOINT
     deadline = time.monotonic() + 900
     while run.poll() is None and time.monotonic() < deadline:
-        if path.exists() and int(files.read_header(path, "checkpoint")["done"]) >= 3: break
-        time.sleep(.005)
+        if path.exists() and int(files.read_header(path, "checkpoint")["done"]) >= 3:
+            break
+        time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     output, _ = run.communicate()
     done = int(files.read_header(path, "checkpoint")["done"])
@@ -58,14 +82,15 @@ def test_killed_and_resumed(train, tmp_path):
     assert 3 <= done < 30
     resumed = gan.fit(train, CONFIG, folder=killed, progress=False)
     same_state(alone.generator.state_dict(), resumed.generator.state_dict())
-    same_state(checkpoint(tmp_path/"alone")[0], checkpoint(killed)[0])
+    same_state(checkpoint(tmp_path / "alone")[0], checkpoint(killed)[0])
     assert alone.history == resumed.history
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are a thing of Unix")
 def test_full_disk(train, tmp_path):
     "A limit on the size of files stands for the full disk: what was there stays, and nothing is left under any name"
-    run = script("""
+    run = script(
+        """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 step = gan.Training.step
@@ -75,7 +100,9 @@ def step_on_a_full_disk(self):
 gan.Training.step = step_on_a_full_disk
 try: gan.fit(train, config, folder=folder, checkpoint_minutes=0, picture_every=1000, progress=False)
 except OSError as e: print("OSError", e)
-""", tmp_path)
+""",
+        tmp_path,
+    )
     output, _ = run.communicate(timeout=900)
     assert "OSError" in output and gan.CHECKPOINT in output, output
     assert checkpoint(tmp_path)[1]["done"] == "4"
@@ -83,7 +110,7 @@ except OSError as e: print("OSError", e)
 
 
 def test_leftovers_of_a_killed_write_do_no_harm(train, tmp_path):
-    (tmp_path/f".{gan.CHECKPOINT}.1.partial").write_bytes(b"half a check")
+    (tmp_path / f".{gan.CHECKPOINT}.1.partial").write_bytes(b"half a check")
     gan.fit(train, replace(CONFIG, steps=1), folder=tmp_path, progress=False)
     assert gan.load(tmp_path).history
 
@@ -91,7 +118,11 @@ def test_leftovers_of_a_killed_write_do_no_harm(train, tmp_path):
 def test_in_a_thread(train, tmp_path):
     "Only the main thread may handle signals; any may train"
     out = []
-    thread = threading.Thread(target=lambda: out.append(gan.fit(train, replace(CONFIG, steps=2), folder=tmp_path, progress=False)))
+    thread = threading.Thread(
+        target=lambda: out.append(
+            gan.fit(train, replace(CONFIG, steps=2), folder=tmp_path, progress=False)
+        )
+    )
     thread.start()
     thread.join()
     same_state(out[0].generator.state_dict(), gan.load(tmp_path).generator.state_dict())
@@ -100,98 +131,140 @@ def test_in_a_thread(train, tmp_path):
 def test_ctrl_c_without_a_folder_and_twice_with_one(train, tmp_path, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+
         def step(self):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
+
         monkeypatch.setattr(gan.Training, "step", step)
         for folder in (None, tmp_path):
-            with pytest.raises(KeyboardInterrupt): gan.fit(train, CONFIG, folder=folder, progress=False)
+            with pytest.raises(KeyboardInterrupt):
+                gan.fit(train, CONFIG, folder=folder, progress=False)
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert not (tmp_path/gan.CHECKPOINT).exists()
-    finally: signal.signal(signal.SIGINT, before)
+        assert not (tmp_path / gan.CHECKPOINT).exists()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # checkpoints that do not fit
+
 
 def test_checkpoint_of_another_architecture(train, tmp_path):
     "Settings are the same, weights are not: what a changed library would find"
     config = replace(CONFIG, steps=2)
     gan.fit(train, config, folder=tmp_path, progress=False)
-    (tmp_path/"generator.safetensors").unlink()
+    (tmp_path / "generator.safetensors").unlink()
     tensors, header = checkpoint(tmp_path)
     name = next(k for k in tensors if k.startswith("generator.") and tensors[k].ndim == 4)
-    for wrong in ({**tensors, name: tensors[name][:1]}, {k: v for k, v in tensors.items() if k != name}, {k: v for k, v in tensors.items() if k != "order"}):
-        files.write_tensors(tmp_path/gan.CHECKPOINT, wrong, header)
-        with pytest.raises(ValueError, match="another architecture"): gan.fit(train, config, folder=tmp_path, progress=False)
+    for wrong in (
+        {**tensors, name: tensors[name][:1]},
+        {k: v for k, v in tensors.items() if k != name},
+        {k: v for k, v in tensors.items() if k != "order"},
+    ):
+        files.write_tensors(tmp_path / gan.CHECKPOINT, wrong, header)
+        with pytest.raises(ValueError, match="another architecture"):
+            gan.fit(train, config, folder=tmp_path, progress=False)
 
 
 def test_a_generator_is_not_a_checkpoint(train, tmp_path):
     trained = gan.fit(train, replace(CONFIG, steps=1), progress=False)
-    trained.save(tmp_path/gan.CHECKPOINT)
-    with pytest.raises(ValueError, match="holds a generator, not a checkpoint"): gan.fit(train, CONFIG, folder=tmp_path, progress=False)
+    trained.save(tmp_path / gan.CHECKPOINT)
+    with pytest.raises(ValueError, match="holds a generator, not a checkpoint"):
+        gan.fit(train, CONFIG, folder=tmp_path, progress=False)
 
 
 def test_finished_but_the_generator_is_gone(train, tmp_path):
     config = replace(CONFIG, steps=2)
     first = gan.fit(train, config, folder=tmp_path, progress=False)
-    for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:50]), lambda p: replace(first, config=CONFIG).save(p)):
-        damage(tmp_path/"generator.safetensors")
+    for damage in (
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(p.read_bytes()[:50]),
+        lambda p: replace(first, config=CONFIG).save(p),
+    ):
+        damage(tmp_path / "generator.safetensors")
         again = gan.fit(train, config, folder=tmp_path, progress=False)
         same_state(first.generator.state_dict(), again.generator.state_dict())
         assert gan.load(tmp_path).config == config
 
 
 def test_no_pickle_is_opened(tmp_path):
-    torch.save({"weight": torch.zeros(2)}, tmp_path/"generator.safetensors")
-    with pytest.raises(ValueError, match="not a whole generator file"): gan.load(tmp_path)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "generator.safetensors")
+    with pytest.raises(ValueError, match="not a whole generator file"):
+        gan.load(tmp_path)
 
 
 # what a folder gets
 
+
 def test_pictures(train, tmp_path):
     from PIL import Image
+
     gan.fit(train, replace(CONFIG, steps=4), folder=tmp_path, picture_every=2, progress=False)
     pictures = sorted(p.name for p in tmp_path.glob("*.png"))
     assert pictures == ["compositions-000002.png", "compositions-000004.png"]
     size = CONFIG.image_size
-    assert Image.open(tmp_path/pictures[0]).size == (6*size + 5*2, 6*size + 5*2)
+    assert Image.open(tmp_path / pictures[0]).size == (6 * size + 5 * 2, 6 * size + 5 * 2)
 
 
 def test_tensorboard_where_installed(train, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     gan.fit(train, replace(CONFIG, steps=3), folder=tmp_path, picture_every=3, progress=False)
-    log = EventAccumulator(str(tmp_path/"tensorboard"))
+    log = EventAccumulator(str(tmp_path / "tensorboard"))
     log.Reload()
-    assert set(log.Tags()["scalars"]) >= {"rec", "per", "disc", "discriminator", "lr"} and log.Tags()["images"] == ["compositions"]
+    assert set(log.Tags()["scalars"]) >= {
+        "rec",
+        "per",
+        "disc",
+        "discriminator",
+        "lr",
+    } and log.Tags()["images"] == ["compositions"]
     assert [e.step for e in log.Scalars("rec")] == [1, 2, 3]
 
 
 def test_silent_without_tensorboard(tmp_path):
-    run = script("""
+    run = script(
+        """
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "tensorboard": raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Block())
 from dataclasses import replace
 gan.fit(train, replace(config, steps=2), folder=folder, progress=False)
-""", tmp_path)
+""",
+        tmp_path,
+    )
     output, _ = run.communicate(timeout=900)
     assert run.returncode == 0 and "tensorboard" not in output.lower(), output
-    assert not (tmp_path/"tensorboard").exists() and (tmp_path/"generator.safetensors").exists()
+    assert not (tmp_path / "tensorboard").exists() and (tmp_path / "generator.safetensors").exists()
 
 
 # images of other kinds
 
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_channels(channels, tmp_path):
-    trained = gan.fit(noise(channels), replace(CONFIG, image_size=16, steps=2), folder=tmp_path, progress=False)
+    trained = gan.fit(
+        noise(channels), replace(CONFIG, image_size=16, steps=2), folder=tmp_path, progress=False
+    )
     assert gan.load(tmp_path).generator.in_channels == channels
     assert len(list(tmp_path.glob("compositions-*.png"))) == 2
     assert all(p.isfinite().all() for p in trained.generator.parameters())
 
 
-@pytest.mark.parametrize("changes", [dict(n_images=1), dict(n_images=6), dict(mixing="grid", n_images=3), dict(mixing="segments", n_images=2), dict(segment_noise=.5), dict(augment=False), dict(encoder_blocks=0, decoder_blocks=0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(n_images=1),
+        dict(n_images=6),
+        dict(mixing="grid", n_images=3),
+        dict(mixing="segments", n_images=2),
+        dict(segment_noise=0.5),
+        dict(augment=False),
+        dict(encoder_blocks=0, decoder_blocks=0),
+    ],
+)
 def test_settings(changes):
     trained = gan.fit(noise(3), replace(CONFIG, image_size=16, steps=2, **changes), progress=False)
     assert [h["step"] for h in trained.history] == [1, 2]
@@ -205,41 +278,83 @@ def test_unbalanced_classes():
 
 def test_one_image_per_class_suffices_where_nothing_is_mixed():
     gan.fit(noise(3, n=1), replace(CONFIG, image_size=16, n_images=1, steps=1), progress=False)
-    with pytest.raises(ValueError, match="has 1 image: mixing needs 2"): gan.fit(noise(3, n=1), replace(CONFIG, image_size=16, n_images=2), progress=False)
+    with pytest.raises(ValueError, match="has 1 image: mixing needs 2"):
+        gan.fit(noise(3, n=1), replace(CONFIG, image_size=16, n_images=2), progress=False)
 
 
 def test_refused_before_segmentation(monkeypatch):
     monkeypatch.setattr(gan, "segment", None)
-    for images, message in ((noise(3, classes=1), "single class"), (noise(3, n=1), "class 'class 0' has 1 image"), (ImageSet(torch.zeros(4, 3, 16, 24, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ["a", "b"]), "not square")):
-        with pytest.raises(ValueError, match=message): gan.fit(images, CONFIG)
+    for images, message in (
+        (noise(3, classes=1), "single class"),
+        (noise(3, n=1), "class 'class 0' has 1 image"),
+        (
+            ImageSet(
+                torch.zeros(4, 3, 16, 24, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), ["a", "b"]
+            ),
+            "not square",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gan.fit(images, CONFIG)
 
 
-@pytest.mark.parametrize("changes", [dict(mixing="cut"), dict(n_images=0), dict(mixing="segments", n_images=3), dict(image_size=12), dict(image_size=66), dict(levels=0), dict(image_size=16, levels=4), dict(batch_size=0),
-                                     dict(lr=-1), dict(gamma=-1), dict(segment_noise=1.5), dict(steps=0), dict(decoder_blocks=-1), dict(cells=0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(mixing="cut"),
+        dict(n_images=0),
+        dict(mixing="segments", n_images=3),
+        dict(image_size=12),
+        dict(image_size=66),
+        dict(levels=0),
+        dict(image_size=16, levels=4),
+        dict(batch_size=0),
+        dict(lr=-1),
+        dict(gamma=-1),
+        dict(segment_noise=1.5),
+        dict(steps=0),
+        dict(decoder_blocks=-1),
+        dict(cells=0),
+    ],
+)
 def test_settings_refused(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))): gan.Config(**changes)
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        gan.Config(**changes)
 
 
 def test_config_survives_json():
-    for name in gan.PROFILES: assert gan.Config(**json.loads(json.dumps(asdict(gan.profile(name, 96))))) == gan.profile(name, 96)
+    for name in gan.PROFILES:
+        assert gan.Config(**json.loads(json.dumps(asdict(gan.profile(name, 96))))) == gan.profile(
+            name, 96
+        )
 
 
 def test_same_seed_same_weights_other_seed_others(train):
-    a, b, c = (gan.fit(train, replace(CONFIG, steps=2, seed=seed), progress=False).generator.state_dict() for seed in (0, 0, 1))
+    a, b, c = (
+        gan.fit(train, replace(CONFIG, steps=2, seed=seed), progress=False).generator.state_dict()
+        for seed in (0, 0, 1)
+    )
     same_state(a, b)
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
 @pytest.mark.cuda
 def test_resumes_on_a_gpu(train, tmp_path):
-    if not torch.cuda.is_available(): pytest.skip("needs a CUDA device")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     train, step = train.to("cuda"), gan.Training.step
+
     def stop(self):
-        if self.done == 3: raise RuntimeError("pulled the plug")
+        if self.done == 3:
+            raise RuntimeError("pulled the plug")
         return step(self)
+
     with pytest.MonkeyPatch.context() as m:
         m.setattr(gan.Training, "step", stop)
-        with pytest.raises(RuntimeError, match="plug"): gan.fit(train, CONFIG, folder=tmp_path, checkpoint_minutes=0, progress=False)
+        with pytest.raises(RuntimeError, match="plug"):
+            gan.fit(train, CONFIG, folder=tmp_path, checkpoint_minutes=0, progress=False)
     trained = gan.fit(train, CONFIG, folder=tmp_path, progress=False)
-    assert trained.history[-1]["step"] == 30 and all(p.is_cuda for p in trained.generator.parameters())
+    assert trained.history[-1]["step"] == 30 and all(
+        p.is_cuda for p in trained.generator.parameters()
+    )
     assert all(v.isfinite().all() for v in gan.load(tmp_path, "cuda").generator.parameters())

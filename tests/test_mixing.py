@@ -1,4 +1,5 @@
 "Mixers on images of odd kinds, and folders of generated images whose writing was interrupted"
+
 import os
 import signal
 import subprocess
@@ -10,11 +11,27 @@ import torch
 
 from hydramix_nb import gan, mixing
 from hydramix_nb.data import ImageSet, load_images
-from hydramix_nb.mixing import ChimeraMix, GridMix, HydraMix, Mixer, MixUp, MixUpN, NMix, PixelMix, SegMix, generate
+from hydramix_nb.mixing import (
+    ChimeraMix,
+    GridMix,
+    HydraMix,
+    Mixer,
+    MixUp,
+    MixUpN,
+    NMix,
+    PixelMix,
+    SegMix,
+    generate,
+)
 
 
 def noise(channels=3, size=16, classes=("a", "b"), n=3):
-    images = torch.randint(256, (len(classes) * n, channels, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        256,
+        (len(classes) * n, channels, size, size),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.uint8,
+    )
     return ImageSet(images, torch.arange(len(classes)).repeat_interleave(n), list(classes))
 
 
@@ -25,14 +42,27 @@ def untrained(channels=3, **changes):
 
 
 def every_mixer(train, channels=3):
-    return [GridMix(train), SegMix(train), NMix(train), MixUp(train), MixUpN(train), PixelMix(train), HydraMix(untrained(channels), train), HydraMix(untrained(channels), train, views=2),
-            HydraMix(untrained(channels), train, segment_noise=.5), ChimeraMix(untrained(channels, mixing="grid", n_images=2), train), ChimeraMix(untrained(channels, mixing="segments", n_images=2), train, views=2)]
+    return [
+        GridMix(train),
+        SegMix(train),
+        NMix(train),
+        MixUp(train),
+        MixUpN(train),
+        PixelMix(train),
+        HydraMix(untrained(channels), train),
+        HydraMix(untrained(channels), train, views=2),
+        HydraMix(untrained(channels), train, segment_noise=0.5),
+        ChimeraMix(untrained(channels, mixing="grid", n_images=2), train),
+        ChimeraMix(untrained(channels, mixing="segments", n_images=2), train, views=2),
+    ]
 
 
-def name(mixer): return type(mixer).__name__
+def name(mixer):
+    return type(mixer).__name__
 
 
 # the contract
+
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 16), (3, 20), (5, 48)])
 def test_labels_in_images_out(channels, size):
@@ -40,12 +70,18 @@ def test_labels_in_images_out(channels, size):
     labels = torch.tensor([1, 0, 1])
     for mixer in every_mixer(train, channels):
         images = mixer(labels)
-        assert images.shape == (3, channels, size, size) and images.dtype == torch.float32 and not images.requires_grad, name(mixer)
+        assert (
+            images.shape == (3, channels, size, size)
+            and images.dtype == torch.float32
+            and not images.requires_grad
+        ), name(mixer)
         assert -1 <= images.min() and images.max() <= 1, name(mixer)
         x, y = mixer.augment(images, labels, p_gen=1)
         assert x.shape == images.shape, name(mixer)
-        if isinstance(mixer, MixUp): assert y.shape == (3, 2) and torch.allclose(y.sum(1), torch.ones(3))
-        else: assert y is labels
+        if isinstance(mixer, MixUp):
+            assert y.shape == (3, 2) and torch.allclose(y.sum(1), torch.ones(3))
+        else:
+            assert y is labels
 
 
 def test_torch_seeds_decide():
@@ -61,11 +97,15 @@ def test_torch_seeds_decide():
 def test_only_images_of_the_class():
     "Each class has pixel values of its own, and no mixer without a generator makes any other"
     train = noise()
-    train = ImageSet(train.images // 2 + (train.labels * 128)[:, None, None, None].byte(), train.labels, train.classes)
+    train = ImageSet(
+        train.images // 2 + (train.labels * 128)[:, None, None, None].byte(),
+        train.labels,
+        train.classes,
+    )
     for mixer in (GridMix(train), SegMix(train), NMix(train), MixUp(train), MixUpN(train)):
         for _ in range(3):
             images = mixer(torch.tensor([0, 1]))
-            assert images[0].max() < 0 < images[1].min() + .01, name(mixer)
+            assert images[0].max() < 0 < images[1].min() + 0.01, name(mixer)
 
 
 def test_generator_of_another_data_set():
@@ -79,19 +119,30 @@ def test_the_trained_generator_is_left_alone():
     weights = {k: v.clone() for k, v in trained.generator.state_dict().items()}
     HydraMix(trained, noise(), n_images=2, views=2)(torch.tensor([0]))
     assert trained.config.n_images == 4
-    for k, v in trained.generator.state_dict().items(): assert torch.equal(v, weights[k])
+    for k, v in trained.generator.state_dict().items():
+        assert torch.equal(v, weights[k])
 
 
 def test_unbalanced_and_empty_classes():
     train = noise(classes=("a", "b", "none"))[[0, 1, 2, 3]]
     assert NMix(train)(torch.tensor([1, 1])).shape[0] == 2
-    with pytest.raises(ValueError, match="class without images is asked for.*'none'"): NMix(train)(torch.tensor([2]))
+    with pytest.raises(ValueError, match="class without images is asked for.*'none'"):
+        NMix(train)(torch.tensor([2]))
 
 
 def test_mixup_mixes_labels_as_images():
     "Classes that are black and white: the share of white in an image is that of its label"
-    train = ImageSet(torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16).contiguous(), torch.tensor([0, 1]), ["black", "white"])
-    x, y = torch.stack([torch.full((3, 16, 16), v) for v in (-1., 1.)] * 4), torch.tensor([0, 1] * 4)
+    train = ImageSet(
+        torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
+        .expand(-1, 3, 16, 16)
+        .contiguous(),
+        torch.tensor([0, 1]),
+        ["black", "white"],
+    )
+    x, y = (
+        torch.stack([torch.full((3, 16, 16), v) for v in (-1.0, 1.0)] * 4),
+        torch.tensor([0, 1] * 4),
+    )
     for mixer in (MixUp(train), MixUpN(train, 3)):
         images, targets = mixer.augment(x, y)
         assert torch.allclose(images.mean((1, 2, 3)), 2 * targets[:, 1] - 1, atol=1e-5)
@@ -99,14 +150,19 @@ def test_mixup_mixes_labels_as_images():
 
 # memory
 
+
 def test_views_that_do_not_fit(monkeypatch):
     train = noise()
     monkeypatch.setattr(mixing, "free_memory", lambda device: 100_000)
     monkeypatch.setattr(gan, "segment", None)
-    with pytest.raises(ValueError, match=r"views=50 of 6 images take .* views=(\d+) would fit") as error: HydraMix(untrained(), train, views=50)
+    with pytest.raises(
+        ValueError, match=r"views=50 of 6 images take .* views=(\d+) would fit"
+    ) as error:
+        HydraMix(untrained(), train, views=50)
     fits = int(str(error.value).split("views=")[2].split()[0])
     mixing.check_views(fits, 6, untrained().config, train.device)
-    with pytest.raises(ValueError): mixing.check_views(fits + 1, 6, untrained().config, train.device)
+    with pytest.raises(ValueError):
+        mixing.check_views(fits + 1, 6, untrained().config, train.device)
 
 
 def test_memory_is_unknown_on_some_systems(monkeypatch):
@@ -116,76 +172,107 @@ def test_memory_is_unknown_on_some_systems(monkeypatch):
 
 # folders
 
+
 class Reverse(Mixer):
     "A mixer of someone's own, without anything that ours have"
+
     n_images = 1
-    def mix(self, index): return self.train.images[index[:, 0]].flip(-1) / 127.5 - 1
+
+    def mix(self, index):
+        return self.train.images[index[:, 0]].flip(-1) / 127.5 - 1
 
 
 def test_generate_with_a_mixer_of_ones_own(tmp_path):
-    generate(Reverse(noise()), 2, tmp_path/"out", progress=False)
-    back = load_images(f"folder:{tmp_path/'out'}")
+    generate(Reverse(noise()), 2, tmp_path / "out", progress=False)
+    back = load_images(f"folder:{tmp_path / 'out'}")
     assert len(back) == 4 and back.classes == ["a", "b"]
 
 
 def test_names_that_are_unsafe_as_folders(tmp_path):
     classes = ("..", ".", "a/b", "/etc", "a\\b", "", " ", "con:", "new\nline")
-    generate(Reverse(noise(classes=classes, n=2)), 1, tmp_path/"in"/"out", progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["in"] and [p.name for p in (tmp_path/"in").iterdir()] == ["out"]
-    assert len(load_images(f"folder:{tmp_path/'in'/'out'}").classes) == len(classes)
+    generate(Reverse(noise(classes=classes, n=2)), 1, tmp_path / "in" / "out", progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"] and [
+        p.name for p in (tmp_path / "in").iterdir()
+    ] == ["out"]
+    assert len(load_images(f"folder:{tmp_path / 'in' / 'out'}").classes) == len(classes)
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_counts_refused(count, tmp_path):
-    with pytest.raises(ValueError, match="1 or more"): generate(NMix(noise()), count, tmp_path/"out")
-    with pytest.raises(ValueError, match="labels from"): generate(NMix(noise()), torch.tensor([7]), tmp_path/"out")
-    with pytest.raises(ValueError, match="PNG holds 1 or 3"): generate(NMix(noise(5)), 1, tmp_path/"out")
-    assert not (tmp_path/"out").exists()
+    with pytest.raises(ValueError, match="1 or more"):
+        generate(NMix(noise()), count, tmp_path / "out")
+    with pytest.raises(ValueError, match="labels from"):
+        generate(NMix(noise()), torch.tensor([7]), tmp_path / "out")
+    with pytest.raises(ValueError, match="PNG holds 1 or 3"):
+        generate(NMix(noise(5)), 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def script(code, *args):
-    head = "import sys, torch\ntorch.set_num_threads(1)\nfrom hydramix_nb.mixing import *\nfrom hydramix_nb.data import ImageSet\n" \
-           "images = torch.randint(256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)\n" \
-           "mixer = MixUp(ImageSet(images, torch.arange(2).repeat_interleave(3), ['a', 'b']))\n"
-    return subprocess.Popen([sys.executable, "-c", head + code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    head = (
+        "import sys, torch\ntorch.set_num_threads(1)\nfrom hydramix_nb.mixing import *\nfrom hydramix_nb.data import ImageSet\n"
+        "images = torch.randint(256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)\n"
+        "mixer = MixUp(ImageSet(images, torch.arange(2).repeat_interleave(3), ['a', 'b']))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", head + code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_killed_and_resumed(tmp_path):
-    mixer, out = MixUp(noise()), tmp_path/"out"
+    mixer, out = MixUp(noise()), tmp_path / "out"
     run = script("generate(mixer, 3000, sys.argv[1], batch_size=16, progress=False)", out)
     deadline = time.monotonic() + 900
-    while run.poll() is None and time.monotonic() < deadline and not (out/"a"/"00020.png").exists(): time.sleep(.005)
+    while (
+        run.poll() is None
+        and time.monotonic() < deadline
+        and not (out / "a" / "00020.png").exists()
+    ):
+        time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     output, _ = run.communicate()
     assert run.returncode == -signal.SIGKILL, output
     written = {p: p.read_bytes() for p in out.rglob("*.png") if not p.name.startswith(".")}
-    for p in out.rglob(".*.partial"): p.unlink()
+    for p in out.rglob(".*.partial"):
+        p.unlink()
     assert len(load_images(f"folder:{_with_both_classes(out)}")) >= 20
     generate(mixer, 40, out, batch_size=16, progress=False)
-    generate(mixer, 40, tmp_path/"alone", batch_size=16, progress=False)
-    for p, data in written.items(): assert p.read_bytes() == data
-    made = {str(p.relative_to(tmp_path/"alone")): p.read_bytes() for p in (tmp_path/"alone").rglob("*.png")}
+    generate(mixer, 40, tmp_path / "alone", batch_size=16, progress=False)
+    for p, data in written.items():
+        assert p.read_bytes() == data
+    made = {
+        str(p.relative_to(tmp_path / "alone")): p.read_bytes()
+        for p in (tmp_path / "alone").rglob("*.png")
+    }
     assert len(made) == 80
     for p in written:
-        if p.name < "00032.png": assert made[str(p.relative_to(out))] == written[p]
+        if p.name < "00032.png":
+            assert made[str(p.relative_to(out))] == written[p]
 
 
 def _with_both_classes(folder):
     "The reader wants two classes; the killed run may have reached only the first"
-    (folder/"b").mkdir(exist_ok=True)
-    if not any((folder/"b").iterdir()): (folder/"b"/"00000.png").write_bytes((folder/"a"/"00000.png").read_bytes())
+    (folder / "b").mkdir(exist_ok=True)
+    if not any((folder / "b").iterdir()):
+        (folder / "b" / "00000.png").write_bytes((folder / "a" / "00000.png").read_bytes())
     return folder
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are a thing of Unix")
 def test_full_disk(tmp_path):
-    run = script("""
+    run = script(
+        """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 try: generate(mixer, 2, sys.argv[1], progress=False)
 except OSError as e: print("OSError")
-""", tmp_path/"out")
+""",
+        tmp_path / "out",
+    )
     output, _ = run.communicate(timeout=900)
     assert "OSError" in output, output
     assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.partial"))
@@ -194,5 +281,9 @@ except OSError as e: print("OSError")
 @pytest.mark.cuda
 def test_on_a_gpu(tmp_path):
     train = noise().to("cuda")
-    for mixer in every_mixer(train): assert mixer(torch.tensor([0, 1], device="cuda")).is_cuda and mixer(torch.tensor([0, 1])).device.type == "cpu", name(mixer)
-    generate(HydraMix(untrained(), train), 2, tmp_path/"out", progress=False)
+    for mixer in every_mixer(train):
+        assert (
+            mixer(torch.tensor([0, 1], device="cuda")).is_cuda
+            and mixer(torch.tensor([0, 1])).device.type == "cpu"
+        ), name(mixer)
+    generate(HydraMix(untrained(), train), 2, tmp_path / "out", progress=False)

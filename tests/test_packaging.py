@@ -1,4 +1,5 @@
 "The package: what is stated twice agrees, imports are light, nothing is unpickled, nothing speaks of one machine."
+
 import ast
 import os
 import re
@@ -15,20 +16,33 @@ from packaging.requirements import Requirement
 import hydramix_nb
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted(path.stem for path in (ROOT/"hydramix_nb").glob("*.py") if not path.stem.startswith("_"))
+MODULES = sorted(
+    path.stem for path in (ROOT / "hydramix_nb").glob("*.py") if not path.stem.startswith("_")
+)
 parser = ConfigParser(delimiters=["="])
-parser.read(ROOT/"settings.ini", encoding="utf-8")
+parser.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = parser["DEFAULT"]
-PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))
-EXTRAS = {key.removesuffix("_requirements"): split(value) for key, value in SETTINGS.items() if key.endswith("_requirements")}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = {
+    key.removesuffix("_requirements"): split(value)
+    for key, value in SETTINGS.items()
+    if key.endswith("_requirements")
+}
 
 
-def names(requirements): return {Requirement(r).name.lower().replace("_", "-") for r in requirements}
+def names(requirements):
+    return {Requirement(r).name.lower().replace("_", "-") for r in requirements}
 
 
 def python(code, **environment):
     "Run code in an interpreter of its own, outside the checkout; its output"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -37,12 +51,20 @@ def python(code, **environment):
 def metadata(tmp_path_factory):
     "What setup.py makes of settings.ini, as (PKG-INFO, entry points)"
     folder = tmp_path_factory.mktemp("egg")
-    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)], cwd=ROOT, check=True, capture_output=True)
-    found, = folder.glob("*.egg-info")
-    return (found/"PKG-INFO").read_text(encoding="utf-8"), (found/"entry_points.txt").read_text(encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (found,) = folder.glob("*.egg-info")
+    return (found / "PKG-INFO").read_text(encoding="utf-8"), (found / "entry_points.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 # one statement, wherever it stands
+
 
 def test_versions_agree(metadata):
     assert hydramix_nb.__version__ == SETTINGS["version"]
@@ -54,7 +76,10 @@ def test_versions_agree(metadata):
 def test_metadata_is_that_of_the_settings(metadata):
     text = metadata[0]
     assert f"\nName: {SETTINGS['lib_name']}\n" in text
-    assert f"\nLicense-Expression: {SETTINGS['license']}\n" in text and "\nLicense-File: LICENSE\n" in text
+    assert (
+        f"\nLicense-Expression: {SETTINGS['license']}\n" in text
+        and "\nLicense-File: LICENSE\n" in text
+    )
     assert f"\nRequires-Python: >={SETTINGS['min_python']}\n" in text
     assert set(re.findall(r"^Provides-Extra: (\S+)$", text, re.M)) == set(EXTRAS)
     required = re.findall(r"^Requires-Dist: ([^;\n]+)$", text, re.M)
@@ -62,11 +87,20 @@ def test_metadata_is_that_of_the_settings(metadata):
 
 
 def test_pyproject_repeats_the_settings_truly():
-    for key, value in PYPROJECT["tool"]["nbdev"].items(): assert str(value).lower() == SETTINGS[key].lower(), key
+    for key, value in PYPROJECT["tool"]["nbdev"].items():
+        assert str(value).lower() == SETTINGS[key].lower(), key
 
 
 def test_requirements_are_few():
-    assert names(split(SETTINGS["requirements"])) == {"torch", "torchvision", "scikit-image", "numpy", "matplotlib", "safetensors", "tqdm"}
+    assert names(split(SETTINGS["requirements"])) == {
+        "torch",
+        "torchvision",
+        "scikit-image",
+        "numpy",
+        "matplotlib",
+        "safetensors",
+        "tqdm",
+    }
 
 
 def test_dev_brings_what_the_tests_need():
@@ -81,17 +115,26 @@ def test_dev_brings_what_the_tests_need():
 def test_console_commands_exist(metadata):
     stated = [line.strip() for line in SETTINGS["console_scripts"].splitlines() if line.strip()]
     for line in stated:
-        command, module, function = re.fullmatch(r"([\w-]+)\s*=\s*hydramix_nb\.(\w+):(\w+)", line).groups()
-        tree = ast.parse((ROOT/"hydramix_nb"/f"{module}.py").read_text(encoding="utf-8"))
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, line
-        assert re.search(rf"^{command}\s*=", metadata[1], re.M), f"{command} is not among the entry points"
+        command, module, function = re.fullmatch(
+            r"([\w-]+)\s*=\s*hydramix_nb\.(\w+):(\w+)", line
+        ).groups()
+        tree = ast.parse((ROOT / "hydramix_nb" / f"{module}.py").read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (
+            line
+        )
+        assert re.search(rf"^{command}\s*=", metadata[1], re.M), (
+            f"{command} is not among the entry points"
+        )
 
 
 # light imports
 
+
 def test_package_import_is_light():
-    out = python("import sys, time; t = time.perf_counter(); import hydramix_nb; t = time.perf_counter() - t\n"
-                 "print(t, *(m for m in sys.modules if m.split('.')[0] in ('hydramix_nb', 'torch', 'torchvision', 'numpy', 'matplotlib', 'skimage')))").split()
+    out = python(
+        "import sys, time; t = time.perf_counter(); import hydramix_nb; t = time.perf_counter() - t\n"
+        "print(t, *(m for m in sys.modules if m.split('.')[0] in ('hydramix_nb', 'torch', 'torchvision', 'numpy', 'matplotlib', 'skimage')))"
+    ).split()
     assert out[1:] == ["hydramix_nb"]
     assert float(out[0]) < 1
 
@@ -112,12 +155,42 @@ class Without:
         return None if name.split(".")[0] in self.names else self.finder.find_spec(name, path, target)
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
-FROM_EXTRAS = ["fastcore", "nbdev", "execnb", "ghapi", "papermill", "ipykernel", "IPython", "jupyterlab", "nbformat", "nbclient", "nbconvert", "pytest",
-               "pandas", "tensorboard", "distributed", "dask", "dask_jobqueue", "open_clip", "timm", "wn", "pacmap", "numba", "sklearn", "pycocotools",
-               "lightly", "diffusers", "transformers", "accelerate", "kymatio", "huggingface_hub"]
+FROM_EXTRAS = [
+    "fastcore",
+    "nbdev",
+    "execnb",
+    "ghapi",
+    "papermill",
+    "ipykernel",
+    "IPython",
+    "jupyterlab",
+    "nbformat",
+    "nbclient",
+    "nbconvert",
+    "pytest",
+    "pandas",
+    "tensorboard",
+    "distributed",
+    "dask",
+    "dask_jobqueue",
+    "open_clip",
+    "timm",
+    "wn",
+    "pacmap",
+    "numba",
+    "sklearn",
+    "pycocotools",
+    "lightly",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "kymatio",
+    "huggingface_hub",
+]
 
 
-def blocked(code): return python(BLOCK.format(names=FROM_EXTRAS) + code)
+def blocked(code):
+    return python(BLOCK.format(names=FROM_EXTRAS) + code)
 
 
 def test_modules_import_without_extras():
@@ -131,23 +204,36 @@ for module in {MODULES!r}:
 
 
 def test_all_works_without_extras():
-    out = blocked("from hydramix_nb.all import *\nfrom hydramix_nb import all as a\nmissing = [n for n in a.__all__ if n not in globals()]\nassert not missing, missing\nprint(len(a.__all__))")
+    out = blocked(
+        "from hydramix_nb.all import *\nfrom hydramix_nb import all as a\nmissing = [n for n in a.__all__ if n not in globals()]\nassert not missing, missing\nprint(len(a.__all__))"
+    )
     assert int(out) > len(MODULES)
 
 
 # names
 
+
 def test_every_module_comes_from_a_notebook():
     for module in MODULES:
-        text = (ROOT/"hydramix_nb"/f"{module}.py").read_text(encoding="utf-8")
-        source = re.search(r"^# AUTOGENERATED! DO NOT EDIT! File to edit: \.\./(nbs/\S+\.ipynb)\.$", text, re.M)
-        assert source and (ROOT/source[1]).exists(), f"{module}.py has no notebook"
+        text = (ROOT / "hydramix_nb" / f"{module}.py").read_text(encoding="utf-8")
+        source = re.search(
+            r"^# AUTOGENERATED! DO NOT EDIT! File to edit: \.\./(nbs/\S+\.ipynb)\.$", text, re.M
+        )
+        assert source and (ROOT / source[1]).exists(), f"{module}.py has no notebook"
 
 
 # safety
 
-UNPICKLERS = {"pickle": {"load", "loads"}, "torch": {"load"}, "torch.serialization": {"load"}, "joblib": {"load"}, "dill": {"load", "loads"}, "cloudpickle": {"load", "loads"},
-              "pd": {"read_pickle"}, "pandas": {"read_pickle"}}
+UNPICKLERS = {
+    "pickle": {"load", "loads"},
+    "torch": {"load"},
+    "torch.serialization": {"load"},
+    "joblib": {"load"},
+    "dill": {"load", "loads"},
+    "cloudpickle": {"load", "loads"},
+    "pd": {"read_pickle"},
+    "pandas": {"read_pickle"},
+}
 
 
 def unpickles(code):
@@ -156,46 +242,91 @@ def unpickles(code):
         if isinstance(node, ast.Call):
             owner, _, name = ast.unparse(node.func).rpartition(".")
             options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-            if name in UNPICKLERS.get(owner, ()) and not (owner.startswith("torch") and options.get("weights_only") is True): yield f"line {node.lineno}: {owner}.{name}"
-            if (owner, name) == ("pickle", "Unpickler"): yield f"line {node.lineno}: a bare Unpickler takes any class"
+            if name in UNPICKLERS.get(owner, ()) and not (
+                owner.startswith("torch") and options.get("weights_only") is True
+            ):
+                yield f"line {node.lineno}: {owner}.{name}"
+            if (owner, name) == ("pickle", "Unpickler"):
+                yield f"line {node.lineno}: a bare Unpickler takes any class"
             for option, safe in dict(allow_pickle=False, weights_only=True).items():
-                if options.get(option, safe) is not safe: yield f"line {node.lineno}: {option}"
-        if isinstance(node, ast.ClassDef) and any("Unpickler" in ast.unparse(base) for base in node.bases):
-            if "find_class" not in {item.name for item in node.body if isinstance(item, ast.FunctionDef)}: yield f"{node.name} takes any class"
-        if isinstance(node, ast.ImportFrom) and UNPICKLERS.get(node.module, set()) & {alias.name for alias in node.names}: yield f"line {node.lineno}: {node.module}"
+                if options.get(option, safe) is not safe:
+                    yield f"line {node.lineno}: {option}"
+        if isinstance(node, ast.ClassDef) and any(
+            "Unpickler" in ast.unparse(base) for base in node.bases
+        ):
+            if "find_class" not in {
+                item.name for item in node.body if isinstance(item, ast.FunctionDef)
+            }:
+                yield f"{node.name} takes any class"
+        if isinstance(node, ast.ImportFrom) and UNPICKLERS.get(node.module, set()) & {
+            alias.name for alias in node.names
+        }:
+            yield f"line {node.lineno}: {node.module}"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_unpickled(module): assert not list(unpickles((ROOT/"hydramix_nb"/f"{module}.py").read_text(encoding="utf-8")))
+def test_nothing_is_unpickled(module):
+    assert not list(unpickles((ROOT / "hydramix_nb" / f"{module}.py").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("code", ["pickle.load(f)", "torch.load(f)", "torch.serialization.load(f, weights_only=False)", "torch.serialization.load(f)", "torch.load(f, weights_only=safe)", "np.load(f, allow_pickle=True)",
-                                  "pickle.Unpickler(f)", "class Any(pickle.Unpickler): pass", "from torch.serialization import load"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "pickle.load(f)",
+        "torch.load(f)",
+        "torch.serialization.load(f, weights_only=False)",
+        "torch.serialization.load(f)",
+        "torch.load(f, weights_only=safe)",
+        "np.load(f, allow_pickle=True)",
+        "pickle.Unpickler(f)",
+        "class Any(pickle.Unpickler): pass",
+        "from torch.serialization import load",
+    ],
+)
 def test_unpickling_is_seen(code):
-    assert list(unpickles(code)) and not list(unpickles("torch.load(f, weights_only=True), np.load(f, allow_pickle=False)"))
+    assert list(unpickles(code)) and not list(
+        unpickles("torch.load(f, weights_only=True), np.load(f, allow_pickle=False)")
+    )
 
 
 def repository():
     "Files under version control; without git, all that is not made by a tool"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode == 0 and listed.stdout: return [ROOT/name for name in listed.stdout.split("\0") if name and (ROOT/name).exists()]
+    if listed.returncode == 0 and listed.stdout:
+        return [
+            ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()
+        ]
     folders = ["nbs", "hydramix_nb", "tests", ".ci"]
-    return [p for f in folders for p in (ROOT/f).rglob("*") if p.is_file() and "__pycache__" not in p.parts] + [p for p in ROOT.iterdir() if p.is_file()]
+    return [
+        p
+        for f in folders
+        for p in (ROOT / f).rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    ] + [p for p in ROOT.iterdir() if p.is_file()]
 
 
 def test_no_weights_or_pickles_in_the_repository():
-    assert not [str(p) for p in repository() if p.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".bin", ".safetensors"}]
+    assert not [
+        str(p)
+        for p in repository()
+        if p.suffix in {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".npy", ".bin", ".safetensors"}
+    ]
 
 
-MACHINE = re.compile(r"(?<![\w./<])(?:/(?:home|Users|root|work|mnt|srv|scratch)/[\w.~-]+|/tmp/[\w.-]+|[A-Z]:\\\\?Users)")
+MACHINE = re.compile(
+    r"(?<![\w./<])(?:/(?:home|Users|root|work|mnt|srv|scratch)/[\w.~-]+|/tmp/[\w.-]+|[A-Z]:\\\\?Users)"
+)
 
 
 def test_no_machine_paths_in_the_repository():
     found = []
     for path in repository():
-        if path == Path(__file__).resolve(): continue
-        try: text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError: continue
+        if path == Path(__file__).resolve():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
         text = re.sub(r'"image/(?:png|jpeg|svg\+xml)": "[^"]*"', "", text)
         found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in MACHINE.finditer(text)]
     assert not found, "\n".join(found)

@@ -1,4 +1,5 @@
 "Reports: names, joins and renderings that a lesson has no room for."
+
 import csv
 import json
 import os
@@ -14,19 +15,44 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("papermill")
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULTS = dict(auto_augment="none", n_images=4, p_gen=0.5, image_size=0, segment_noise=0.0, generator_dataset="", size=0, profile="small", generator_settings={}, classifier_settings={})
+DEFAULTS = dict(
+    auto_augment="none",
+    n_images=4,
+    p_gen=0.5,
+    image_size=0,
+    segment_noise=0.0,
+    generator_dataset="",
+    size=0,
+    profile="small",
+    generator_settings={},
+    classifier_settings={},
+)
 
 
 def finished(folder, accuracy, data="CIFAR-100", **parameters):
-    p = dict(dict(dataset="npz:cifar100", samples_per_class=5, method="HydraMix", seed=0, **DEFAULTS), **parameters)
-    found = dict(parameters=p, accuracy=accuracy, top5=50., data=data, generator_data=p["generator_dataset"] or data, seconds=1., side=32, generator_size=p["image_size"] or 64)
-    files.write_json(folder/"classify"/runs.run_id(p)/"result.json", found)
+    p = dict(
+        dict(dataset="npz:cifar100", samples_per_class=5, method="HydraMix", seed=0, **DEFAULTS),
+        **parameters,
+    )
+    found = dict(
+        parameters=p,
+        accuracy=accuracy,
+        top5=50.0,
+        data=data,
+        generator_data=p["generator_dataset"] or data,
+        seconds=1.0,
+        side=32,
+        generator_size=p["image_size"] or 64,
+    )
+    files.write_json(folder / "classify" / runs.run_id(p) / "result.json", found)
 
 
 # the paper's figures
 
+
 def test_every_reported_number_is_read():
-    with open(report.REPORTED, newline="") as f: rows = list(csv.DictReader(f))
+    with open(report.REPORTED, newline="") as f:
+        rows = list(csv.DictReader(f))
     frame = report.reported()
     assert len(frame) == len(rows) and frame.paper_mean.notna().all()
     assert frame.paper_mean.sum() == pytest.approx(sum(float(r["mean"]) for r in rows))
@@ -34,10 +60,12 @@ def test_every_reported_number_is_read():
 
 def test_methods_are_spelled_as_in_the_registry():
     from hydramix_nb.baselines import METHODS
+
     ours = set(report.reported()[report.reported().table.isin(list("126"))].method)
     assert ours <= set(METHODS), ours - set(METHODS)
     for name, axes in runs.EXPERIMENTS.items():
-        if runs.notebook_of(name) == "classify": assert set(axes["method"]) <= set(METHODS), name
+        if runs.notebook_of(name) == "classify":
+            assert set(axes["method"]) <= set(METHODS), name
 
 
 @pytest.mark.parametrize("table", ["1", "2", "3", "6", "7", "9"])
@@ -45,13 +73,38 @@ def test_every_cell_of_the_paper_has_a_place(table, tmp_path):
     "A run for each reported cell: the comparison finds the paper's figure for every one"
     paper = report.reported(table)
     paper = paper[paper.metric == "top1"]
-    names = {"ciFAIR-10": "cifair10", "ciFAIR-100": "cifair100", "STL-10": "stl10", "ImageNet": "folder:imagenet"}
+    names = {
+        "ciFAIR-10": "cifair10",
+        "ciFAIR-100": "cifair100",
+        "STL-10": "stl10",
+        "ImageNet": "folder:imagenet",
+    }
     for r in paper.itertuples():
-        other = r.generator_data if isinstance(r.generator_data, str) and r.generator_data != r.data else ""
-        p = dict(DEFAULTS, dataset=names[r.data], samples_per_class=int(r.samples_per_class), method="ChimeraMix+Seg" if r.method == "ChimeraMix" else r.method, auto_augment=r.auto_augment,
-                 n_images=r.n_images, generator_dataset=names.get(other, ""), seed=0)
-        found = dict(parameters=p, accuracy=r.paper_mean, top5=0., data=r.data, generator_data=other or r.data, side=32, generator_size=64)
-        files.write_json(tmp_path/"classify"/runs.run_id(p)/"result.json", found)
+        other = (
+            r.generator_data
+            if isinstance(r.generator_data, str) and r.generator_data != r.data
+            else ""
+        )
+        p = dict(
+            DEFAULTS,
+            dataset=names[r.data],
+            samples_per_class=int(r.samples_per_class),
+            method="ChimeraMix+Seg" if r.method == "ChimeraMix" else r.method,
+            auto_augment=r.auto_augment,
+            n_images=r.n_images,
+            generator_dataset=names.get(other, ""),
+            seed=0,
+        )
+        found = dict(
+            parameters=p,
+            accuracy=r.paper_mean,
+            top5=0.0,
+            data=r.data,
+            generator_data=other or r.data,
+            side=32,
+            generator_size=64,
+        )
+        files.write_json(tmp_path / "classify" / runs.run_id(p) / "result.json", found)
     cells = report.compare(f"table_{table}", report.measured(tmp_path, ""))
     assert len(cells) == len(paper)
     assert cells.difference.abs().max() == pytest.approx(0)
@@ -59,20 +112,30 @@ def test_every_cell_of_the_paper_has_a_place(table, tmp_path):
 
 # names
 
+
 def test_near_duplicates_taken_out_are_not_cifair(tmp_path):
-    arrays = dict(images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0, 1]), classes=np.array(["a", "b"]))
-    (tmp_path/"cifar10").mkdir()
-    np.savez(tmp_path/"cifar10/train.npz", **arrays)
-    np.savez(tmp_path/"cifar10/test.npz", **arrays)
+    arrays = dict(
+        images=np.zeros((2, 8, 8, 3), np.uint8),
+        labels=np.array([0, 1]),
+        classes=np.array(["a", "b"]),
+    )
+    (tmp_path / "cifar10").mkdir()
+    np.savez(tmp_path / "cifar10/train.npz", **arrays)
+    np.savez(tmp_path / "cifar10/test.npz", **arrays)
     assert runs.dataset_label("npz:cifar10", tmp_path) == "CIFAR-10"
-    np.savez(tmp_path/"cifar10/test.npz", **arrays, cifair_keep=np.array([True, False]))
-    assert runs.dataset_label("npz:cifar10", tmp_path) == runs.dataset_label(f"npz:{tmp_path/'cifar10'}") == "CIFAR-10 without near-duplicates"
+    np.savez(tmp_path / "cifar10/test.npz", **arrays, cifair_keep=np.array([True, False]))
+    assert (
+        runs.dataset_label("npz:cifar10", tmp_path)
+        == runs.dataset_label(f"npz:{tmp_path / 'cifar10'}")
+        == "CIFAR-10 without near-duplicates"
+    )
     assert report.COUNTERPART["CIFAR-10 without near-duplicates"] == "ciFAIR-10"
 
 
 def test_the_real_test_set_is_called_by_its_name():
     root = os.environ.get("HYDRAMIX_DATA")
-    if not root or not (Path(root)/"cifar10/test.npz").exists(): pytest.skip("HYDRAMIX_DATA has no cifar10")
+    if not root or not (Path(root) / "cifar10/test.npz").exists():
+        pytest.skip("HYDRAMIX_DATA has no cifar10")
     assert runs.dataset_label("npz:cifar10", root) == "CIFAR-10 without near-duplicates"
     assert runs.dataset_label("npz:cifar100", root) == "CIFAR-100"
     assert runs.dataset_label("folder:imagenette", root) == "Imagenette"
@@ -80,72 +143,93 @@ def test_the_real_test_set_is_called_by_its_name():
 
 # our figures
 
+
 def test_only_the_asked_profile_and_defaults_count(tmp_path):
-    finished(tmp_path, 20.)
-    finished(tmp_path, 90., profile="paper")
-    finished(tmp_path, 91., p_gen=0.9)
-    finished(tmp_path, 92., classifier_settings=dict(steps=1))
+    finished(tmp_path, 20.0)
+    finished(tmp_path, 90.0, profile="paper")
+    finished(tmp_path, 91.0, p_gen=0.9)
+    finished(tmp_path, 92.0, classifier_settings=dict(steps=1))
     cells = report.compare("table_1", report.measured(tmp_path, ""), "small", methods=["HydraMix"])
-    assert list(cells["mean"]) == [20.] and list(cells.paper_mean) == [24.86]
+    assert list(cells["mean"]) == [20.0] and list(cells.paper_mean) == [24.86]
 
 
 def test_a_single_seed_has_no_rank_beside_several(tmp_path):
-    finished(tmp_path, 40., method="Cutout")
-    for method, accuracy in (("Baseline", 20.), ("MixUp", 30.)):
-        for seed in range(2): finished(tmp_path, accuracy, method=method, seed=seed)
-    shown = report.table(report.compare("table_1", report.measured(tmp_path, ""), "small"), "table_1")
+    finished(tmp_path, 40.0, method="Cutout")
+    for method, accuracy in (("Baseline", 20.0), ("MixUp", 30.0)):
+        for seed in range(2):
+            finished(tmp_path, accuracy, method=method, seed=seed)
+    shown = report.table(
+        report.compare("table_1", report.measured(tmp_path, ""), "small"), "table_1"
+    )
     ranked = {shown.body[i][1]: rank for (i, j), rank in shown.ranks.items() if j == 2}
     assert ranked == {"MixUp": 1, "Baseline": 2}
 
 
 def test_single_points_are_left_to_the_table_where_there_are_curves():
     from matplotlib import pyplot as plt
-    cells = pd.DataFrame([dict(data="CIFAR-100", method=m, samples_per_class=k, mean=30.) for m, k in (("Baseline", 5), ("Baseline", 10), ("MixUp", 5))]).assign(std=1.)
+
+    cells = pd.DataFrame(
+        [
+            dict(data="CIFAR-100", method=m, samples_per_class=k, mean=30.0)
+            for m, k in (("Baseline", 5), ("Baseline", 10), ("MixUp", 5))
+        ]
+    ).assign(std=1.0)
+
     def names(cells):
         figure = report.curves(cells, "samples_per_class", "images per class", paper=None)
         plt.close(figure)
-        return {line.get_label() for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+        return {
+            line.get_label()
+            for line in figure.axes[0].lines
+            if not line.get_label().startswith("_")
+        }
+
     assert names(cells) == {"Baseline"}
     assert names(cells[cells.samples_per_class == 5]) == {"Baseline", "MixUp"}
 
 
 def test_curves_of_every_figure(tmp_path):
     for seed in (0, 1):
-        finished(tmp_path, 20. + seed, seed=seed)
-        finished(tmp_path, 18. + seed, seed=seed, method="Baseline")
-        finished(tmp_path, 21. + seed, seed=seed, p_gen=0.9)
-        finished(tmp_path, 19. + seed, seed=seed, image_size=32)
-        finished(tmp_path, 17. + seed, seed=seed, segment_noise=1.)
+        finished(tmp_path, 20.0 + seed, seed=seed)
+        finished(tmp_path, 18.0 + seed, seed=seed, method="Baseline")
+        finished(tmp_path, 21.0 + seed, seed=seed, p_gen=0.9)
+        finished(tmp_path, 19.0 + seed, seed=seed, image_size=32)
+        finished(tmp_path, 17.0 + seed, seed=seed, segment_noise=1.0)
     found = report.measured(tmp_path, "")
-    assert list(report.compare("figure_5", found).p_gen) == [0., .5, .9]
+    assert list(report.compare("figure_5", found).p_gen) == [0.0, 0.5, 0.9]
     assert list(report.compare("figure_6", found).generator_size) == [32, 64]
-    assert list(report.compare("figure_8", found).segment_noise) == [0., 1.]
+    assert list(report.compare("figure_8", found).segment_noise) == [0.0, 1.0]
 
 
 def test_the_table_of_results_and_the_folder_are_one(tmp_path):
-    finished(tmp_path, 20.)
-    report.collect(tmp_path, tmp_path/"results.csv")
-    finished(tmp_path, 21., seed=1)
-    both = report.measured(tmp_path, tmp_path/"results.csv")
+    finished(tmp_path, 20.0)
+    report.collect(tmp_path, tmp_path / "results.csv")
+    finished(tmp_path, 21.0, seed=1)
+    both = report.measured(tmp_path, tmp_path / "results.csv")
     assert len(both) == 2
     columns = ["data", "samples_per_class", "method", "mean", "std", "n"]
-    pd.testing.assert_frame_equal(report.compare("table_1", both)[columns].dropna(), pd.DataFrame([["CIFAR-100", 5, "HydraMix", 20.5, .5**.5, 2.]], columns=columns), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        report.compare("table_1", both)[columns].dropna(),
+        pd.DataFrame([["CIFAR-100", 5, "HydraMix", 20.5, 0.5**0.5, 2.0]], columns=columns),
+        check_dtype=False,
+    )
     assert not list(tmp_path.glob(".*partial"))
 
 
 def test_names_are_escaped_in_latex_and_html(tmp_path):
-    finished(tmp_path, 20., data="folder:my_<b>data</b>")
+    finished(tmp_path, 20.0, data="folder:my_<b>data</b>")
     shown = report.table(report.compare("table_1", report.measured(tmp_path, "")), "table_1")
     assert r"my\_" in shown.latex() and "&lt;b&gt;data" in shown._repr_html_()
     assert shown.body[0][3:] == ["–", "–"]
 
 
 def test_the_committed_results_are_a_table_of_results():
-    rows = report.read_table(ROOT/"results/results.csv")
+    rows = report.read_table(ROOT / "results/results.csv")
     for r in rows.values():
         assert 0 <= r["accuracy"] <= 100 and r["profile"] in ("paper", "small"), r["id"]
         assert not re.search(r"(^|[:\s])/", " ".join(map(str, r.values()))), "a path of one machine"
         assert r["notebook"] in report.RUNS, r["id"]
-        if r["notebook"] != "classify": continue  # the table does not hold all parameters of the others
+        if r["notebook"] != "classify":
+            continue  # the table does not hold all parameters of the others
         p = {k: json.loads(r[k]) if k.endswith("_settings") else r[k] for k in report.PARAMETERS}
         assert runs.run_id(p) == r["id"], "the id is not that of the parameters"

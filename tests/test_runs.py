@@ -1,4 +1,5 @@
 "Runs and sweeps under fire: kill -9, Ctrl-C, two at once, failing notebooks, other machines, the command line."
+
 import json
 import os
 import re
@@ -15,131 +16,217 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from hydramix_nb import runs
 
-for package in ("papermill", "distributed", "pandas"): pytest.importorskip(package)
+for package in ("papermill", "distributed", "pandas"):
+    pytest.importorskip(package)
 psutil = pytest.importorskip("psutil")
 
 ROOT = Path(__file__).resolve().parents[1]
-SLOW = 'time.sleep(seconds)\nvalue = x ** 2'
+SLOW = "time.sleep(seconds)\nvalue = x ** 2"
 
 
 def toy(folder, work=SLOW):
     "A notebook that squares a number, leaves a line in `count` each time it begins, and writes its result"
     folder.mkdir(parents=True, exist_ok=True)
-    cells = [new_code_cell('x: float = 1.0  # number\nseconds: float = 0.0  # how long\nout: str = "."  # where\nresult: str = "result.json"  # name', metadata=dict(tags=["parameters"])),
-             new_code_cell("import json, os, pathlib, time"),
-             new_code_cell(f"with open({str(folder/'count')!r}, 'a') as f: f.write(f'{{x:g}} {{os.getpid()}}\\n')"),
-             new_code_cell(work), new_code_cell("pathlib.Path(out, result).write_text(json.dumps(dict(value=value)))")]
-    path = folder/"toy.ipynb"
-    nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", language="python", display_name="python3"))), path)
+    cells = [
+        new_code_cell(
+            'x: float = 1.0  # number\nseconds: float = 0.0  # how long\nout: str = "."  # where\nresult: str = "result.json"  # name',
+            metadata=dict(tags=["parameters"]),
+        ),
+        new_code_cell("import json, os, pathlib, time"),
+        new_code_cell(
+            f"with open({str(folder / 'count')!r}, 'a') as f: f.write(f'{{x:g}} {{os.getpid()}}\\n')"
+        ),
+        new_code_cell(work),
+        new_code_cell("pathlib.Path(out, result).write_text(json.dumps(dict(value=value)))"),
+    ]
+    path = folder / "toy.ipynb"
+    nbformat.write(
+        new_notebook(
+            cells=cells,
+            metadata=dict(
+                kernelspec=dict(name="python3", language="python", display_name="python3")
+            ),
+        ),
+        path,
+    )
     return path
 
 
 def begun(folder):
     "(x, pid of the kernel) of every execution so far"
-    try: return [(float(x), int(pid)) for x, pid in (line.split() for line in (folder/"count").read_text().splitlines())]
-    except FileNotFoundError: return []
+    try:
+        return [
+            (float(x), int(pid))
+            for x, pid in (line.split() for line in (folder / "count").read_text().splitlines())
+        ]
+    except FileNotFoundError:
+        return []
 
 
 def wait_for(condition, seconds=600):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "waited in vain"
-        time.sleep(.1)
+        time.sleep(0.1)
 
 
-def started(folder, xs, workers=0, seconds=0.):
+def started(folder, xs, workers=0, seconds=0.0):
     "A sweep in a process of its own"
-    code = ("import sys, json\nfrom hydramix_nb import runs\nif __name__ == '__main__':\n"
-            f"    tasks = runs.plan({str(folder/'toy.ipynb')!r}, [dict(x=x, seconds={seconds}) for x in {list(xs)}], {str(folder/'runs')!r})\n"
-            f"    outcomes = runs.sweep(tasks, workers={workers}, progress=False)\n    print(json.dumps([o.state for o in outcomes]))\n")
-    script = folder/f"sweep{len(list(folder.glob('sweep*.py')))}.py"
+    code = (
+        "import sys, json\nfrom hydramix_nb import runs\nif __name__ == '__main__':\n"
+        f"    tasks = runs.plan({str(folder / 'toy.ipynb')!r}, [dict(x=x, seconds={seconds}) for x in {list(xs)}], {str(folder / 'runs')!r})\n"
+        f"    outcomes = runs.sweep(tasks, workers={workers}, progress=False)\n    print(json.dumps([o.state for o in outcomes]))\n"
+    )
+    script = folder / f"sweep{len(list(folder.glob('sweep*.py')))}.py"
     script.write_text(code)
-    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=folder)
+    return subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=folder
+    )
 
 
-def table(folder): return sorted(json.loads(p.read_text())["value"] for p in (folder/"runs/toy").glob("*/result.json"))
+def table(folder):
+    return sorted(
+        json.loads(p.read_text())["value"] for p in (folder / "runs/toy").glob("*/result.json")
+    )
 
 
-def leftovers(folder): return [p for p in (folder/"runs").rglob("*") if "partial" in p.name or p.name == "pending.json"]
+def leftovers(folder):
+    return [
+        p for p in (folder / "runs").rglob("*") if "partial" in p.name or p.name == "pending.json"
+    ]
 
 
 # one run
 
+
 def test_unknown_and_mistyped_parameters_are_refused(tmp_path):
     notebook = toy(tmp_path)
-    with pytest.raises(ValueError, match="did you mean 'seconds'"): runs.plan(notebook, [dict(x=1), dict(second=1.)], tmp_path/"runs")
-    with pytest.raises(TypeError, match="x is float, got str"): runs.plan(notebook, [dict(x="1")], tmp_path/"runs")
-    with pytest.raises(TypeError, match="x is float, got bool"): runs.plan(notebook, [dict(x=True)], tmp_path/"runs")
-    assert not (tmp_path/"runs").exists()
+    with pytest.raises(ValueError, match="did you mean 'seconds'"):
+        runs.plan(notebook, [dict(x=1), dict(second=1.0)], tmp_path / "runs")
+    with pytest.raises(TypeError, match="x is float, got str"):
+        runs.plan(notebook, [dict(x="1")], tmp_path / "runs")
+    with pytest.raises(TypeError, match="x is float, got bool"):
+        runs.plan(notebook, [dict(x=True)], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_notebook_without_tagged_parameters_is_refused(tmp_path):
-    nbformat.write(new_notebook(cells=[new_code_cell("x: int = 1  # one")], metadata=dict(kernelspec=dict(name="python3", language="python", display_name="python3"))), tmp_path/"plain.ipynb")
-    with pytest.raises(ValueError, match="no cell tagged `parameters`"): runs.plan(tmp_path/"plain.ipynb", [dict(x=2)], tmp_path/"runs")
+    nbformat.write(
+        new_notebook(
+            cells=[new_code_cell("x: int = 1  # one")],
+            metadata=dict(
+                kernelspec=dict(name="python3", language="python", display_name="python3")
+            ),
+        ),
+        tmp_path / "plain.ipynb",
+    )
+    with pytest.raises(ValueError, match="no cell tagged `parameters`"):
+        runs.plan(tmp_path / "plain.ipynb", [dict(x=2)], tmp_path / "runs")
 
 
 def test_a_failed_run_is_kept_listed_and_retried_on_request(tmp_path, capsys):
     notebook = toy(tmp_path, "value = 1 / (x - 1) if not os.path.exists('fixed') else 7.")
     os.chdir(tmp_path)
     try:
-        plan = lambda **more: runs.plan(notebook, [dict(x=1), dict(x=2)], tmp_path/"runs", **more)
+        plan = lambda **more: runs.plan(notebook, [dict(x=1), dict(x=2)], tmp_path / "runs", **more)
         bad, good = runs.sweep(plan(), progress=False)
         assert (bad.state, good.state) == ("failed", "done") and "ZeroDivisionError" in bad.error
         folder = Path(bad.folder)
-        assert "division" in (folder/"toy.ipynb").read_text() and "ZeroDivisionError" in json.loads((folder/"error.json").read_text())["traceback"]
-        assert not (folder/"result.json").exists() and not leftovers(tmp_path)
+        assert (
+            "division" in (folder / "toy.ipynb").read_text()
+            and "ZeroDivisionError" in json.loads((folder / "error.json").read_text())["traceback"]
+        )
+        assert not (folder / "result.json").exists() and not leftovers(tmp_path)
         assert [o.new for o in runs.sweep(plan(), progress=False)] == [False, False]
-        assert "1 done, 0 left, 1 failed" in runs.summary(plan()) and "x=1.0" in runs.summary(plan())
-        (tmp_path/"fixed").touch()
+        assert "1 done, 0 left, 1 failed" in runs.summary(plan()) and "x=1.0" in runs.summary(
+            plan()
+        )
+        (tmp_path / "fixed").touch()
         bad, good = runs.sweep(plan(retry=True), progress=False)
-        assert (bad.state, bad.new, good.new) == ("done", True, False) and not (folder/"error.json").exists()
-    finally: os.chdir(ROOT)
+        assert (bad.state, bad.new, good.new) == ("done", True, False) and not (
+            folder / "error.json"
+        ).exists()
+    finally:
+        os.chdir(ROOT)
 
 
 def test_a_kernel_that_dies_is_tried_again(tmp_path):
-    notebook = toy(tmp_path, f"if len(open({str(tmp_path/'count')!r}).readlines()) < 2: os.kill(os.getpid(), 9)\nvalue = x")
-    outcome, = runs.sweep(runs.plan(notebook, [dict(x=5)], tmp_path/"runs"), progress=False)
+    notebook = toy(
+        tmp_path,
+        f"if len(open({str(tmp_path / 'count')!r}).readlines()) < 2: os.kill(os.getpid(), 9)\nvalue = x",
+    )
+    (outcome,) = runs.sweep(runs.plan(notebook, [dict(x=5)], tmp_path / "runs"), progress=False)
     assert outcome.state == "done" and len(begun(tmp_path)) == 2
 
 
 def test_a_kernel_that_always_dies_is_a_failure(tmp_path):
-    outcome, = runs.sweep(runs.plan(toy(tmp_path, "os.kill(os.getpid(), 9)"), [dict(x=5)], tmp_path/"runs"), progress=False)
-    assert outcome.state == "failed" and "DeadKernelError" in outcome.error and len(begun(tmp_path)) == 3
+    (outcome,) = runs.sweep(
+        runs.plan(toy(tmp_path, "os.kill(os.getpid(), 9)"), [dict(x=5)], tmp_path / "runs"),
+        progress=False,
+    )
+    assert (
+        outcome.state == "failed"
+        and "DeadKernelError" in outcome.error
+        and len(begun(tmp_path)) == 3
+    )
 
 
 def test_a_notebook_that_writes_no_result_is_a_failure(tmp_path):
-    outcome, = runs.sweep(runs.plan(toy(tmp_path, "value = 1; result = 'elsewhere.json'"), [dict(x=5)], tmp_path/"runs"), progress=False)
+    (outcome,) = runs.sweep(
+        runs.plan(
+            toy(tmp_path, "value = 1; result = 'elsewhere.json'"), [dict(x=5)], tmp_path / "runs"
+        ),
+        progress=False,
+    )
     assert outcome.state == "failed" and "ended without a result" in outcome.error
 
 
 def test_braces_in_paths_and_no_sockets_left(tmp_path):
-    folder, before = tmp_path/"a {b}", set(Path(tempfile.gettempdir()).glob("hydramix-*"))
-    outcome, = runs.sweep(runs.plan(toy(folder), [dict(x=3)], folder/"runs"), progress=False)
-    assert outcome.result == dict(value=9.)
-    assert not [p for p in set(Path(tempfile.gettempdir()).glob("hydramix-*")) - before if not any(str(p) in " ".join(q.info["cmdline"] or []) for q in psutil.process_iter(["cmdline"]))]
+    folder, before = tmp_path / "a {b}", set(Path(tempfile.gettempdir()).glob("hydramix-*"))
+    (outcome,) = runs.sweep(runs.plan(toy(folder), [dict(x=3)], folder / "runs"), progress=False)
+    assert outcome.result == dict(value=9.0)
+    assert not [
+        p
+        for p in set(Path(tempfile.gettempdir()).glob("hydramix-*")) - before
+        if not any(
+            str(p) in " ".join(q.info["cmdline"] or []) for q in psutil.process_iter(["cmdline"])
+        )
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
-    (tmp_path/"file").touch()
-    with pytest.raises(OSError): runs.sweep(runs.plan(toy(tmp_path), [dict(x=1)], tmp_path/"file"), progress=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        runs.sweep(runs.plan(toy(tmp_path), [dict(x=1)], tmp_path / "file"), progress=False)
     assert not begun(tmp_path)
 
 
 # interruptions
 
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_leaves_nothing_broken(tmp_path, workers):
     toy(tmp_path)
-    first = started(tmp_path, [1, 2, 3], workers, seconds=600.)
+    first = started(tmp_path, [1, 2, 3], workers, seconds=600.0)
     wait_for(lambda: begun(tmp_path))
     first.send_signal(signal.SIGINT)
     first.wait(300)
     assert first.returncode != 0
-    wait_for(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for _, pid in begun(tmp_path)), 60)
-    assert not list((tmp_path/"runs").rglob("result.json")) and not list((tmp_path/"runs").rglob("error.json"))
+    wait_for(
+        lambda: (
+            not any(
+                psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+                for _, pid in begun(tmp_path)
+            )
+        ),
+        60,
+    )
+    assert not list((tmp_path / "runs").rglob("result.json")) and not list(
+        (tmp_path / "runs").rglob("error.json")
+    )
     toy(tmp_path, "value = x ** 2")
     second = started(tmp_path, [1, 2, 3])
-    assert json.loads(second.communicate()[0]) == ["done"]*3
+    assert json.loads(second.communicate()[0]) == ["done"] * 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -151,10 +238,12 @@ def test_a_sweep_killed_in_the_middle_goes_on_to_the_same_table(tmp_path, worker
     first.kill()
     first.wait()
     psutil.wait_procs(children, 30)
-    assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE], "orphans go on working"
-    assert json.loads(started(tmp_path, range(5), workers).communicate()[0]) == ["done"]*5
-    assert table(tmp_path) == [0., 1., 4., 9., 16.]
-    assert not list((tmp_path/"runs").rglob("error.json"))
+    assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE], (
+        "orphans go on working"
+    )
+    assert json.loads(started(tmp_path, range(5), workers).communicate()[0]) == ["done"] * 5
+    assert table(tmp_path) == [0.0, 1.0, 4.0, 9.0, 16.0]
+    assert not list((tmp_path / "runs").rglob("error.json"))
 
 
 def test_a_worker_killed_in_the_middle_loses_only_its_run(tmp_path):
@@ -165,8 +254,8 @@ def test_a_worker_killed_in_the_middle_loses_only_its_run(tmp_path):
     worker = kernel.parent()
     assert worker.pid != sweep.pid
     worker.kill()
-    assert json.loads(sweep.communicate(timeout=1200)[0]) == ["done"]*4
-    assert table(tmp_path) == [0., 1., 4., 9.]
+    assert json.loads(sweep.communicate(timeout=1200)[0]) == ["done"] * 4
+    assert table(tmp_path) == [0.0, 1.0, 4.0, 9.0]
     counts = [sum(x == n for x, _ in begun(tmp_path)) for n in range(4)]
     assert sorted(counts) == [1, 1, 1, 2], f"executions of each run: {counts}"
 
@@ -174,86 +263,172 @@ def test_a_worker_killed_in_the_middle_loses_only_its_run(tmp_path):
 def test_two_sweeps_at_once_do_each_run_once(tmp_path):
     toy(tmp_path, "time.sleep(.3)\nvalue = x ** 2")
     both = [started(tmp_path, range(4)), started(tmp_path, range(4), workers=2)]
-    assert [json.loads(p.communicate(timeout=1200)[0]) for p in both] == [["done"]*4]*2
-    assert sorted(x for x, _ in begun(tmp_path)) == [0., 1., 2., 3.]
+    assert [json.loads(p.communicate(timeout=1200)[0]) for p in both] == [["done"] * 4] * 2
+    assert sorted(x for x, _ in begun(tmp_path)) == [0.0, 1.0, 2.0, 3.0]
 
 
 # other machines
 
+
 def test_any_scheduler_address(tmp_path):
     from distributed import LocalCluster
-    tasks = runs.plan(toy(tmp_path), [dict(x=4)], tmp_path/"runs")
+
+    tasks = runs.plan(toy(tmp_path), [dict(x=4)], tmp_path / "runs")
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
-        outcome, = runs.sweep(tasks, scheduler=cluster.scheduler_address, progress=False)
-        assert outcome.result == dict(value=16.)
+        (outcome,) = runs.sweep(tasks, scheduler=cluster.scheduler_address, progress=False)
+        assert outcome.result == dict(value=16.0)
         other = [runs.replace(t, id="other", code="0000") for t in tasks]
-        with pytest.raises(RuntimeError, match="install the same there"): runs.sweep(other, scheduler=cluster.scheduler_address, progress=False)
+        with pytest.raises(RuntimeError, match="install the same there"):
+            runs.sweep(other, scheduler=cluster.scheduler_address, progress=False)
 
 
 def test_results_travel_back_where_the_folder_is_not_shared(tmp_path):
-    task, = runs.plan(toy(tmp_path), [dict(x=4)], tmp_path/"here")
+    (task,) = runs.plan(toy(tmp_path), [dict(x=4)], tmp_path / "here")
 
     class Client:
         def submit(self, function, task, **_):
             from concurrent.futures import Future
+
             future = Future()
-            future.set_result(function(runs.replace(task, out=str(tmp_path/"there"))))
+            future.set_result(function(runs.replace(task, out=str(tmp_path / "there"))))
             return future
-        def cancel(self, futures, force): assert not futures
+
+        def cancel(self, futures, force):
+            assert not futures
 
     import distributed
+
     real = distributed.as_completed
     distributed.as_completed = lambda futures: iter(futures)
-    try: outcome, = runs.on_dask([task], Client())
-    finally: distributed.as_completed = real
-    assert outcome.state == "done" and json.loads((task.folder/"result.json").read_text()) == dict(value=16.) and (task.folder/"toy.ipynb").exists()
+    try:
+        (outcome,) = runs.on_dask([task], Client())
+    finally:
+        distributed.as_completed = real
+    assert (
+        outcome.state == "done"
+        and json.loads((task.folder / "result.json").read_text()) == dict(value=16.0)
+        and (task.folder / "toy.ipynb").exists()
+    )
 
 
 def test_nobody_at_the_address(tmp_path):
     with pytest.raises(OSError):
-        with runs.dask_client(0, "tcp://127.0.0.1:9"): pass
+        with runs.dask_client(0, "tcp://127.0.0.1:9"):
+            pass
 
 
 # the command
 
+
 def command(*arguments, **environment):
-    return subprocess.run([str(Path(sys.executable).with_name("hydramix_sweep")), *arguments], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("hydramix_sweep")), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
 
 
-TINY = ["table_1", "--profile", "tiny", "--datasets", "photos", "--samples_per_class", "2", "--device", "cpu"]
+TINY = [
+    "table_1",
+    "--profile",
+    "tiny",
+    "--datasets",
+    "photos",
+    "--samples_per_class",
+    "2",
+    "--device",
+    "cpu",
+]
 
 
 def test_the_command_makes_a_table(tmp_path):
     ask = [*TINY, "--methods", "Baseline,HydraMix", "--seeds", "0", "--out", str(tmp_path)]
     planned = command(*ask, "--dry_run")
-    assert planned.returncode == 0 and "2 runs: 0 done, 2 left, 0 failed" in planned.stdout and "not known" in planned.stdout
+    assert (
+        planned.returncode == 0
+        and "2 runs: 0 done, 2 left, 0 failed" in planned.stdout
+        and "not known" in planned.stdout
+    )
     assert not list(tmp_path.iterdir())
     done = command(*ask, "--workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(p.read_text()) for p in tmp_path.glob("classify/*/result.json")]
     assert {f["parameters"]["method"] for f in found} == {"Baseline", "HydraMix"}
-    for f in found: assert 0 <= f["accuracy"] <= 100 and f["seconds"] > 0 and re.fullmatch("[0-9a-f]{12}", f["code"]) and f["data"] == "photos"
+    for f in found:
+        assert (
+            0 <= f["accuracy"] <= 100
+            and f["seconds"] > 0
+            and re.fullmatch("[0-9a-f]{12}", f["code"])
+            and f["data"] == "photos"
+        )
     assert len(list(tmp_path.glob("generators/*/generator.safetensors"))) == 1
     again = command(*ask)
     assert again.returncode == 0 and "2 runs: 2 done, 0 left" in again.stdout
     more = command(*ask[:-4], "--seeds", "0,1", "--out", str(tmp_path), "--dry_run")
-    assert "4 runs: 2 done, 2 left" in more.stdout and re.search(r"cost: about \d+ s of computing", more.stdout)
+    assert "4 runs: 2 done, 2 left" in more.stdout and re.search(
+        r"cost: about \d+ s of computing", more.stdout
+    )
 
 
-@pytest.mark.parametrize("wrong, says", [(["table_11"], "did you mean"), ([*TINY, "--methods", "Hydramix"], "did you mean 'HydraMix'"), ([*TINY, "--datasets", "cifar"], "data set"),
-                                         ([*TINY, "--seeds", "a"], "list of int"), ([*TINY, "--profile", "tinny"], "did you mean 'tiny'"), ([*TINY, "--workers", "many"], "workers"),
-                                         ([*TINY, "--p_gen", "2"], "p_gen=2.0"), ([*TINY, "--classifier_settings", "{'step': 1}"], "classifier_settings"), ([*TINY, "--sedes", "1"], "")], ids=lambda v: "")
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (["table_11"], "did you mean"),
+        ([*TINY, "--methods", "Hydramix"], "did you mean 'HydraMix'"),
+        ([*TINY, "--datasets", "cifar"], "data set"),
+        ([*TINY, "--seeds", "a"], "list of int"),
+        ([*TINY, "--profile", "tinny"], "did you mean 'tiny'"),
+        ([*TINY, "--workers", "many"], "workers"),
+        ([*TINY, "--p_gen", "2"], "p_gen=2.0"),
+        ([*TINY, "--classifier_settings", "{'step': 1}"], "classifier_settings"),
+        ([*TINY, "--sedes", "1"], ""),
+    ],
+    ids=lambda v: "",
+)
 def test_wrong_options_are_refused_with_status_2(wrong, says, tmp_path, capsys):
-    with pytest.raises(SystemExit) as e: runs.main([*wrong, "--out", str(tmp_path/"runs")])
+    with pytest.raises(SystemExit) as e:
+        runs.main([*wrong, "--out", str(tmp_path / "runs")])
     assert e.value.code == 2 and says in capsys.readouterr().err
-    assert not (tmp_path/"runs").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_status_1_if_a_run_fails(tmp_path):
-    done = command("table_1", "--profile", "tiny", "--datasets", "photos", "--samples_per_class", "100000", "--methods", "Baseline", "--seeds", "0", "--device", "cpu", "--out", str(tmp_path))
-    assert done.returncode == 1 and "samples per class are asked for" in done.stdout and "0 of 1 runs are done" in done.stdout
+    done = command(
+        "table_1",
+        "--profile",
+        "tiny",
+        "--datasets",
+        "photos",
+        "--samples_per_class",
+        "100000",
+        "--methods",
+        "Baseline",
+        "--seeds",
+        "0",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    )
+    assert (
+        done.returncode == 1
+        and "samples per class are asked for" in done.stdout
+        and "0 of 1 runs are done" in done.stdout
+    )
 
 
 def test_help_helps():
     text = command("--help").stdout
-    for word in ("--dry_run", "--workers", "--scheduler", "--retry", "--p_gen", "exit status", "examples:", "table_1"): assert word in text, word
+    for word in (
+        "--dry_run",
+        "--workers",
+        "--scheduler",
+        "--retry",
+        "--p_gen",
+        "exit status",
+        "examples:",
+        "table_1",
+    ):
+        assert word in text, word

@@ -1,6 +1,7 @@
 """The documentation site in a real browser, at the width of a phone and of a desk; the bridge that makes it of the notebooks; JupyterLab.
 
 The browser is Debian's (packages chromium and chromium-driver); where it is not there, what needs one is skipped."""
+
 import functools
 import http.server
 import json
@@ -24,27 +25,35 @@ import pytest
 from hydramix_nb.runs import Lock
 
 ROOT = Path(__file__).resolve().parents[1]
-NBS = ROOT/"nbs"
+NBS = ROOT / "nbs"
 ALL = sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
-pytestmark = pytest.mark.xdist_group("site") # one process builds it and opens the browser
-code = SimpleNamespace(**runpy.run_path(str(ROOT/".ci/site.py")))
+pytestmark = pytest.mark.xdist_group("site")  # one process builds it and opens the browser
+code = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci/site.py")))
 
 
 @pytest.fixture(scope="module")
 def site():
     "The built site; the step before this one in .ci/run has usually built it"
-    with Lock(Path(tempfile.gettempdir())/"hydramix-site.lock"): done = subprocess.run([sys.executable, str(ROOT/".ci/site.py")], cwd=ROOT, capture_output=True, text=True)
+    with Lock(Path(tempfile.gettempdir()) / "hydramix-site.lock"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / ".ci/site.py")], cwd=ROOT, capture_output=True, text=True
+        )
     assert done.returncode == 0, done.stdout + done.stderr
-    return ROOT/"_docs"
+    return ROOT / "_docs"
 
 
 @pytest.fixture(scope="module")
 def address(site):
     "Where a server on this machine shows the site"
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
@@ -52,38 +61,74 @@ def address(site):
 
 class Browser:
     "Headless Chromium, and what a page did in it since the last look"
+
     def __init__(self, folder):
         from selenium import webdriver
+
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium")
-        for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-quic", "no-first-run", "hide-scrollbars", "disable-background-networking",
-                     "disable-component-update", "disable-sync", f"user-data-dir={folder}"): options.add_argument(f"--{flag}")
+        for flag in (
+            "headless=new",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-dev-shm-usage",
+            "disable-quic",
+            "no-first-run",
+            "hide-scrollbars",
+            "disable-background-networking",
+            "disable-component-update",
+            "disable-sync",
+            f"user-data-dir={folder}",
+        ):
+            options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-        self.driver.set_page_load_timeout(60); self.driver.set_script_timeout(60)
+        self.driver = webdriver.Chrome(
+            options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+        )
+        self.driver.set_page_load_timeout(60)
+        self.driver.set_script_timeout(60)
         self.open("about:blank")
         self.requests()  # those of the page it starts with
 
     def size(self, width, height):
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600))
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600),
+        )
 
-    def open(self, url): self.driver.get(url)
-    def js(self, script, *args): return self.driver.execute_script(script, *args)
-    def find(self, selector): return self.driver.find_elements("css selector", selector)
+    def open(self, url):
+        self.driver.get(url)
+
+    def js(self, script, *args):
+        return self.driver.execute_script(script, *args)
+
+    def find(self, selector):
+        return self.driver.find_elements("css selector", selector)
 
     def wait(self, condition, what, seconds=30):
         "The first true value of `condition`"
         end = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < end, f"{what}: not within {seconds} s"
-            time.sleep(.1)
+            time.sleep(0.1)
         return value
 
-    def errors(self): return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "ERROR")]
+    def errors(self):
+        return [
+            entry["message"]
+            for entry in self.driver.get_log("browser")
+            if entry["level"] in ("SEVERE", "ERROR")
+        ]
 
     def requests(self):
-        messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        messages = (
+            json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
+        )
+        return [
+            m["params"]["request"]["url"]
+            for m in messages
+            if m["method"] == "Network.requestWillBeSent"
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -122,33 +167,57 @@ ready.then(() => {
 @pytest.fixture(scope="module")
 def looks(site, address, browser):
     "What each page looked like, by width and name"
-    names, found = sorted(str(path.relative_to(site)) for path in site.rglob("*.html") if "_static" not in path.parts), {}
+    names, found = (
+        sorted(
+            str(path.relative_to(site))
+            for path in site.rglob("*.html")
+            if "_static" not in path.parts
+        ),
+        {},
+    )
     for width, size in WIDTHS.items():
         browser.size(*size)
         for name in names:
             browser.open(address + name)
             look = browser.driver.execute_async_script(LOOK, size[0])
-            found[width, name] = SimpleNamespace(**look, limit=size[0], console=browser.errors(), requests=browser.requests())
+            found[width, name] = SimpleNamespace(
+                **look, limit=size[0], console=browser.errors(), requests=browser.requests()
+            )
     return found
 
 
 def problems(looks, complaint):
     "Complaints about pages, each with the width and the page it is about"
-    return "\n".join(f"{name} ({width}): {said}" for (width, name), look in looks.items() if (said := complaint(look)))
+    return "\n".join(
+        f"{name} ({width}): {said}"
+        for (width, name), look in looks.items()
+        if (said := complaint(look))
+    )
 
 
 def test_every_notebook_and_module_has_its_page(site):
-    for path in ALL: assert (site/path.relative_to(NBS).with_suffix(".html")).exists(), path
-    for path in (ROOT/"hydramix_nb").glob("[!_]*.py"): assert (site/"api"/f"{path.stem}.html").exists(), path
+    for path in ALL:
+        assert (site / path.relative_to(NBS).with_suffix(".html")).exists(), path
+    for path in (ROOT / "hydramix_nb").glob("[!_]*.py"):
+        assert (site / "api" / f"{path.stem}.html").exists(), path
 
 
 def test_pages_load_without_errors(looks):
-    assert not (found := problems(looks, lambda look: look.console or (not look.title and "no heading"))), found
+    assert not (
+        found := problems(looks, lambda look: look.console or (not look.title and "no heading"))
+    ), found
 
 
 def test_nothing_is_fetched_from_elsewhere(looks, address):
     assert any(look.requests for look in looks.values())
-    assert not (found := problems(looks, lambda look: [url for url in look.requests if not url.startswith((address, "data:", "blob:"))])), found
+    assert not (
+        found := problems(
+            looks,
+            lambda look: [
+                url for url in look.requests if not url.startswith((address, "data:", "blob:"))
+            ],
+        )
+    ), found
 
 
 def test_images_are_there_and_described(looks):
@@ -162,39 +231,66 @@ def test_mathematics_is_typeset(looks):
 
 
 def test_nothing_overflows(looks):
-    assert not (found := problems(looks, lambda look: look.width > look.limit and (look.width, look.wide))), found
+    assert not (
+        found := problems(looks, lambda look: look.width > look.limit and (look.width, look.wide))
+    ), found
 
 
 # what a reader does
+
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_search_finds_a_function(browser, address, width):
     browser.size(*WIDTHS[width])
     browser.open(address + "index.html")
-    button, = [b for b in browser.find(".search-button__button, .search-button-field") if b.is_displayed()]
+    (button,) = [
+        b for b in browser.find(".search-button__button, .search-button-field") if b.is_displayed()
+    ]
     button.click()
-    field = browser.wait(lambda: [f for f in browser.find("input[type=search]") if f.is_displayed()], "a field to search in")[0]
+    field = browser.wait(
+        lambda: [f for f in browser.find("input[type=search]") if f.is_displayed()],
+        "a field to search in",
+    )[0]
     field.send_keys("hydra_mask\n")
     first = browser.wait(lambda: browser.find("#search-results li a"), "results")[0]
     assert "hydra_mask" in first.text
     first.click()
-    browser.wait(lambda: "/api/masks.html" in browser.driver.current_url, "the page of the function")
+    browser.wait(
+        lambda: "/api/masks.html" in browser.driver.current_url, "the page of the function"
+    )
     assert browser.driver.current_url.endswith("#hydramix_nb.masks.hydra_mask")
-    assert "later images over earlier ones" in browser.driver.find_element("id", "hydramix_nb.masks.hydra_mask").find_element("xpath", "..").text
+    assert (
+        "later images over earlier ones"
+        in browser.driver.find_element("id", "hydramix_nb.masks.hydra_mask")
+        .find_element("xpath", "..")
+        .text
+    )
     assert not browser.errors()
 
 
 def test_dark_mode(browser, address):
-    def shown(selector): return [b for b in browser.find(selector) if b.is_displayed()]
-    def background(): return browser.js("return getComputedStyle(document.body).backgroundColor")
+    def shown(selector):
+        return [b for b in browser.find(selector) if b.is_displayed()]
+
+    def background():
+        return browser.js("return getComputedStyle(document.body).backgroundColor")
+
     def choose(mode):
         shown(".theme-switch-button")[0].click()
-        browser.wait(lambda: shown(f".theme-change-button[data-mode={mode}]"), "the menu of modes")[0].click()
+        browser.wait(lambda: shown(f".theme-change-button[data-mode={mode}]"), "the menu of modes")[
+            0
+        ].click()
         return background()
+
     browser.size(*WIDTHS["desk"])
     browser.open(address + "10_masks.html")
     light, dark = choose("light"), choose("dark")
-    assert sum(map(int, re.findall(r"\d+", dark)[:3])) < 150 < 600 < sum(map(int, re.findall(r"\d+", light)[:3]))
+    assert (
+        sum(map(int, re.findall(r"\d+", dark)[:3]))
+        < 150
+        < 600
+        < sum(map(int, re.findall(r"\d+", light)[:3]))
+    )
     browser.open(address + "api/masks.html")
     assert background() == dark  # the choice stays
     assert choose("light") == light
@@ -203,7 +299,16 @@ def test_dark_mode(browser, address):
 def test_the_contents_open_on_a_phone(browser, address):
     browser.size(*WIDTHS["phone"])
     browser.open(address + "index.html")
-    def links(): return [a for a in browser.find(".bd-sidebar-primary a[href='30_mixing.html'], dialog a[href='30_mixing.html']") if a.is_displayed()]
+
+    def links():
+        return [
+            a
+            for a in browser.find(
+                ".bd-sidebar-primary a[href='30_mixing.html'], dialog a[href='30_mixing.html']"
+            )
+            if a.is_displayed()
+        ]
+
     assert not links()
     [b for b in browser.find(".primary-toggle") if b.is_displayed()][0].click()
     browser.wait(links, "the contents")[0].click()
@@ -212,57 +317,106 @@ def test_the_contents_open_on_a_phone(browser, address):
 
 # the bridge
 
-def md(source): return nbformat.v4.new_markdown_cell(source)
-def py(source): return nbformat.v4.new_code_cell(source)
-def bridged(*cells, **where): return code.bridge(nbformat.v4.new_notebook(cells=list(cells)), library(), **where).cells
+
+def md(source):
+    return nbformat.v4.new_markdown_cell(source)
+
+
+def py(source):
+    return nbformat.v4.new_code_cell(source)
+
+
+def bridged(*cells, **where):
+    return code.bridge(nbformat.v4.new_notebook(cells=list(cells)), library(), **where).cells
 
 
 @functools.cache
-def library(): return code.Library()
+def library():
+    return code.Library()
 
 
 def test_directives():
-    cells = bridged(py("#| default_exp masks"), py("#| hide\nsecret = 1"), py("#| export\n#| slow\ndef f(): pass"), py("#| echo: false\nplot()"), py("#| code-fold: true\nlong()"))
+    cells = bridged(
+        py("#| default_exp masks"),
+        py("#| hide\nsecret = 1"),
+        py("#| export\n#| slow\ndef f(): pass"),
+        py("#| echo: false\nplot()"),
+        py("#| code-fold: true\nlong()"),
+    )
     assert [cell.source for cell in cells] == ["def f(): pass", "plot()", "long()"]
     assert [cell.metadata.tags for cell in cells] == [[], ["remove-input"], ["hide-input"]]
 
 
 def test_markdown():
-    def said(text, **where): return bridged(md(text), **where)[0].source
+    def said(text, **where):
+        return bridged(md(text), **where)[0].source
+
     assert said("::: {.callout-note}\nMind.\n:::") == ":::{note}\nMind.\n:::"
     assert said("[a](https://a.b/){target=_blank}") == "[a](https://a.b/)"
-    assert said("[m](../10_masks.ipynb#The-mask-of-HydraMix)", folder="nbs/experiments") == "[m](/10_masks.ipynb#the-mask-of-hydramix)"
-    assert said("[c](../CONTRIBUTING.md) [e](experiments) [r](../results/results.csv) [l](../hydramix_nb/masks.py)") == \
-        "[c](/CONTRIBUTING.md) [e](/experiments/index.md) [r](../../results/results.csv) [l](/api/masks.md)"
+    assert (
+        said("[m](../10_masks.ipynb#The-mask-of-HydraMix)", folder="nbs/experiments")
+        == "[m](/10_masks.ipynb#the-mask-of-hydramix)"
+    )
+    assert (
+        said(
+            "[c](../CONTRIBUTING.md) [e](experiments) [r](../results/results.csv) [l](../hydramix_nb/masks.py)"
+        )
+        == "[c](/CONTRIBUTING.md) [e](/experiments/index.md) [r](../../results/results.csv) [l](/api/masks.md)"
+    )
 
 
 def test_markdown_that_a_cell_prints():
     cell = py("table")
-    cell.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": "[m](10_masks.ipynb#The-mask-of-HydraMix)", "text/plain": "m"})]
-    assert bridged(cell)[0].outputs[0].data["text/markdown"] == "[m](/10_masks.ipynb#the-mask-of-hydramix)"
+    cell.outputs = [
+        nbformat.v4.new_output(
+            "display_data",
+            {"text/markdown": "[m](10_masks.ipynb#The-mask-of-HydraMix)", "text/plain": "m"},
+        )
+    ]
+    assert (
+        bridged(cell)[0].outputs[0].data["text/markdown"]
+        == "[m](/10_masks.ipynb#the-mask-of-hydramix)"
+    )
 
 
 def test_code_in_prose_is_linked_where_its_name_has_one_owner():
-    def said(text, **where): return bridged(md(text), **where)[0].source
+    def said(text, **where):
+        return bridged(md(text), **where)[0].source
+
     assert said("`hydra_mask`, `x`") == "{py:obj}`hydra_mask <hydramix_nb.masks.hydra_mask>`, `x`"
     assert said("`fit`") == "`fit`"  # of gan, or of classifier?
     assert said("`fit`", own="gan") == "{py:obj}`fit <hydramix_nb.gan.fit>`"
     assert said("`classifier.fit()`") == "{py:obj}`classifier.fit() <hydramix_nb.classifier.fit>`"
     assert said("`10_masks`") == "[`10_masks`](/10_masks.ipynb)"
-    for text in ("## `segment`", "[`segment`](https://a.b/)", "```\n`segment`\n```"): assert said(text) == text
+    for text in ("## `segment`", "[`segment`](https://a.b/)", "```\n`segment`\n```"):
+        assert said(text) == text
 
 
 def test_alternative_text():
-    cells = bridged(md("## Segments\n\nFirst.\n\nFour pictures, *outlined* by `segment`:"), py("show()"), py("#| fig-alt: Four pictures\nshow()"), md("### Noise in $q$"), py("show()"))
-    assert [cell.metadata.mystnb.image.alt for cell in cells if cell.cell_type == "code"] == ["Segments: Four pictures, outlined by segment", "Four pictures", "Noise in q"]
-    first, = [cell for cell in bridged(md("# table_1\n\n> Accuracies.\n\nMore."), py("show()")) if cell.cell_type == "code"]
+    cells = bridged(
+        md("## Segments\n\nFirst.\n\nFour pictures, *outlined* by `segment`:"),
+        py("show()"),
+        py("#| fig-alt: Four pictures\nshow()"),
+        md("### Noise in $q$"),
+        py("show()"),
+    )
+    assert [cell.metadata.mystnb.image.alt for cell in cells if cell.cell_type == "code"] == [
+        "Segments: Four pictures, outlined by segment",
+        "Four pictures",
+        "Noise in q",
+    ]
+    (first,) = [
+        cell
+        for cell in bridged(md("# table_1\n\n> Accuracies.\n\nMore."), py("show()"))
+        if cell.cell_type == "code"
+    ]
     assert first.metadata.mystnb.image.alt == "table_1: Accuracies."
-    long = code.describe("H", "Word upon word upon word. "*20 + "The last sentence.")
+    long = code.describe("H", "Word upon word upon word. " * 20 + "The last sentence.")
     assert len(long) < 310 and long.endswith("The last sentence.")
 
 
 def test_docments(tmp_path):
-    (tmp_path/"made.py").write_text("""
+    (tmp_path / "made.py").write_text("""
 __all__ = ["f", "g", "Settings", "Net", "N"]
 # %% ../nbs/10_made.ipynb #c0ffee
 from dataclasses import dataclass
@@ -291,28 +445,55 @@ class Net:
     def quiet(self): pass
 N = 5
 """)
-    module = code.Module(tmp_path/"made.py")
+    module = code.Module(tmp_path / "made.py")
     f, g, settings, net, n = module.symbols.values()
-    assert f.parameters == [("a", "", "", "first, [n]"), ("b", "int | None", "None", "second"), ("*rest", "", "", "more"), ("k", "", "(1, 2)", "by name")]
-    assert (f.signature, f.returns, f.doc) == ("(a, b: int | None=None, *rest, k=(1, 2)) -> float", ("float", "the answer"), "What f does")
+    assert f.parameters == [
+        ("a", "", "", "first, [n]"),
+        ("b", "int | None", "None", "second"),
+        ("*rest", "", "", "more"),
+        ("k", "", "(1, 2)", "by name"),
+    ]
+    assert (f.signature, f.returns, f.doc) == (
+        "(a, b: int | None=None, *rest, k=(1, 2)) -> float",
+        ("float", "the answer"),
+        "What f does",
+    )
     assert (g.parameters, g.returns) == ([("a", "", "", ""), ("b", "", "2", "")], ("", "both"))
-    assert settings.parameters == [("x", "int", "3", "the x")] and [m.name for m in settings.members] == ["Settings.twice"]
-    assert net.signature == "(width: int=8)" and [(m.name, m.static, m.signature) for m in net.members] == [("Net.mix", True, "(a)")]
-    assert n.kind == "data" and module.cells["f"] == "decade" and module.notebook == "nbs/10_made.ipynb"
+    assert settings.parameters == [("x", "int", "3", "the x")] and [
+        m.name for m in settings.members
+    ] == ["Settings.twice"]
+    assert net.signature == "(width: int=8)" and [
+        (m.name, m.static, m.signature) for m in net.members
+    ] == [("Net.mix", True, "(a)")]
+    assert (
+        n.kind == "data"
+        and module.cells["f"] == "decade"
+        and module.notebook == "nbs/10_made.ipynb"
+    )
 
 
 def test_links_that_lead_nowhere_are_found(tmp_path):
-    (tmp_path/"sub").mkdir()
-    (tmp_path/"a.html").write_text('<h1 id="top-of-a">A</h1><a href="sub/b.html#there">b</a> <a href="#top-of-a">a</a> <img src="x.png" alt="an x"> <a href="https://example.org/">out</a>')
-    (tmp_path/"sub/b.html").write_text('<p id="there">B <a href="../a.html?q=1#top-of-a">a</a>')
-    (tmp_path/"x.png").write_bytes(b"")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top-of-a">A</h1><a href="sub/b.html#there">b</a> <a href="#top-of-a">a</a> <img src="x.png" alt="an x"> <a href="https://example.org/">out</a>'
+    )
+    (tmp_path / "sub/b.html").write_text('<p id="there">B <a href="../a.html?q=1#top-of-a">a</a>')
+    (tmp_path / "x.png").write_bytes(b"")
     assert code.broken(tmp_path) == []
-    (tmp_path/"sub/b.html").write_text('<p id="here">B <a href="../c.html">c</a> <a href="../../outside.html">o</a> <img src="../x.png" alt=" ">')
-    assert [problem.split(": ")[0] for problem in code.broken(tmp_path)] == ["a.html", "sub/b.html", "sub/b.html", "sub/b.html"]
+    (tmp_path / "sub/b.html").write_text(
+        '<p id="here">B <a href="../c.html">c</a> <a href="../../outside.html">o</a> <img src="../x.png" alt=" ">'
+    )
+    assert [problem.split(": ")[0] for problem in code.broken(tmp_path)] == [
+        "a.html",
+        "sub/b.html",
+        "sub/b.html",
+        "sub/b.html",
+    ]
     assert "sub/b.html#there" in code.broken(tmp_path)[0]
 
 
 # JupyterLab
+
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(NBS)))
 def test_notebook_is_what_jupyter_opens(path):
@@ -329,33 +510,68 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, **{f"JUPYTER_{kind}_DIR": str(folder/kind) for kind in ("CONFIG", "RUNTIME", "DATA")}, "JUPYTERLAB_SETTINGS_DIR": str(folder/"settings"),
-                   "JUPYTERLAB_WORKSPACES_DIR": str(folder/"workspaces")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={token}", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly"]
-    with open(folder/"log", "wb") as log, subprocess.Popen(command, cwd=NBS, env=environment, stdout=log, stderr=log) as server:
+    environment = {
+        **os.environ,
+        **{f"JUPYTER_{kind}_DIR": str(folder / kind) for kind in ("CONFIG", "RUNTIME", "DATA")},
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        "--LabApp.news_url=None",
+        "--LabApp.extension_manager=readonly",
+    ]
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(command, cwd=NBS, env=environment, stdout=log, stderr=log) as server,
+    ):
+
         def ask(path):
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/api/{path}", headers={"Authorization": f"token {token}"})
-            with urllib.request.urlopen(request, timeout=30) as answer: return json.load(answer)
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/api/{path}", headers={"Authorization": f"token {token}"}
+            )
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+
         try:
             for _ in range(300):
-                try: ask("status"); break
-                except OSError: time.sleep(.2)
-                assert server.poll() is None, (folder/"log").read_text()
+                try:
+                    ask("status")
+                    break
+                except OSError:
+                    time.sleep(0.2)
+                assert server.poll() is None, (folder / "log").read_text()
             yield SimpleNamespace(ask=ask, origin=f"http://127.0.0.1:{port}", token=token)
         finally:
             server.terminate()
-            try: server.wait(10)
-            except subprocess.TimeoutExpired: server.kill()  # its threads sometimes outlive it
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()  # its threads sometimes outlive it
 
 
 def test_jupyterlab_lists_and_opens_the_notebooks(lab):
     folders = {path.parent.relative_to(NBS).as_posix() for path in ALL}
-    listed = {entry["path"] for folder in folders for entry in lab.ask(f"contents/{'' if folder == '.' else folder}")["content"] if entry["type"] == "notebook"}
+    listed = {
+        entry["path"]
+        for folder in folders
+        for entry in lab.ask(f"contents/{'' if folder == '.' else folder}")["content"]
+        if entry["type"] == "notebook"
+    }
     assert listed == {path.relative_to(NBS).as_posix() for path in ALL}
     for path in ALL:
         opened = lab.ask(f"contents/{path.relative_to(NBS).as_posix()}")
-        assert opened["type"] == "notebook" and len(opened["content"]["cells"]) == len(nbformat.read(path, 4).cells)
+        assert opened["type"] == "notebook" and len(opened["content"]["cells"]) == len(
+            nbformat.read(path, 4).cells
+        )
     assert "python3" in lab.ask("kernelspecs")["kernelspecs"]
 
 
@@ -363,7 +579,13 @@ def test_jupyterlab_shows_a_notebook(lab, browser):
     browser.size(*WIDTHS["desk"])
     browser.errors(), browser.requests()  # those of other tests
     browser.open(f"{lab.origin}/lab/tree/10_masks.ipynb?token={lab.token}")
-    browser.wait(lambda: "masks" in [h.text.strip("¶") for h in browser.find(".jp-Notebook h1")], "the notebook's heading", 60)
+    browser.wait(
+        lambda: "masks" in [h.text.strip("¶") for h in browser.find(".jp-Notebook h1")],
+        "the notebook's heading",
+        60,
+    )
     browser.wait(lambda: browser.find(".jp-Notebook .jp-CodeCell"), "a cell of code")
     assert not browser.errors()
-    assert not [url for url in browser.requests() if not url.startswith((lab.origin, "data:", "blob:"))]
+    assert not [
+        url for url in browser.requests() if not url.startswith((lab.origin, "data:", "blob:"))
+    ]

@@ -1,4 +1,5 @@
 "Every fast path is held to the plain one: same seeds, same masks, losses to 1e-4"
+
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,20 +14,25 @@ from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
 from hydramix_nb.training import seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-WIDE = gan.Config(features=32, discriminator_features=8, image_size=32, batch_size=4, steps=4)  # wide enough for Winograd's convolutions
+WIDE = gan.Config(
+    features=32, discriminator_features=8, image_size=32, batch_size=4, steps=4
+)  # wide enough for Winograd's convolutions
 TINY = gan.profile("tiny", steps=4)
 
 
 @pytest.fixture(scope="module")
-def train(): return load_images("photos").few_shot(2, seed=0)
+def train():
+    return load_images("photos").few_shot(2, seed=0)
 
 
 @pytest.fixture(scope="module")
-def test(): return load_images("photos", "test")[::20]
+def test():
+    return load_images("photos", "test")[::20]
 
 
 def losses(training, steps=4, seed=0):
-    with seeded(seed, training.device): return [{k: v.item() for k, v in training.step().items()} for _ in range(steps)]
+    with seeded(seed, training.device):
+        return [{k: v.item() for k, v in training.step().items()} for _ in range(steps)]
 
 
 def generator_training(train, config, **options):
@@ -37,10 +43,12 @@ def generator_training(train, config, **options):
 def close(a, b, tolerance):
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys()
-        for k in x: assert x[k] == pytest.approx(y[k], abs=tolerance, rel=tolerance), k
+        for k in x:
+            assert x[k] == pytest.approx(y[k], abs=tolerance, rel=tolerance), k
 
 
 # generator
+
 
 def test_generator_step_on_cpu(train):
     fast, plain = generator_training(train, WIDE), generator_training(train, WIDE, fast=False)
@@ -48,16 +56,18 @@ def test_generator_step_on_cpu(train):
     assert fast.generator.encoder[3].fast and not plain.generator.encoder[3].fast
     a, b = losses(fast), losses(plain)
     close(a[:2], b[:2], 1e-4)
-    close(a, b, 1e-3)  # Adam divides by the size of a gradient, so where that is all rounding, rounding is what it follows
+    close(
+        a, b, 1e-3
+    )  # Adam divides by the size of a gradient, so where that is all rounding, rounding is what it follows
 
 
 def test_winograd_is_taken_and_its_gradients_agree():
     torch.manual_seed(0)
     net = Generator(features=32)
-    images, mask = torch.rand(2, 2, 3, 32, 32) * 2 - 1, torch.full((2, 2, 8, 8), .5)
+    images, mask = torch.rand(2, 2, 3, 32, 32) * 2 - 1, torch.full((2, 2, 8, 8), 0.5)
     got = []
     for fast in (True, False):
-        speed.ready([net], None if fast else False)
+        speed.prepare([net], None if fast else False)
         net.zero_grad()
         out = net(images, mask)
         out.square().mean().backward()
@@ -65,7 +75,8 @@ def test_winograd_is_taken_and_its_gradients_agree():
     (a, grads_a), (b, grads_b) = got
     assert not torch.equal(a, b)
     assert torch.allclose(a, b, atol=1e-4)
-    for x, y in zip(grads_a, grads_b, strict=True): assert (x - y).norm() <= 1e-3 * y.norm()
+    for x, y in zip(grads_a, grads_b, strict=True):
+        assert (x - y).norm() <= 1e-3 * y.norm()
 
 
 @pytest.mark.parametrize("channels, size", [(1, 16), (4, 48), (3, 20)])
@@ -74,7 +85,7 @@ def test_any_channels_and_sizes(channels, size):
     net, images = Generator(channels, 32), torch.rand(3, channels, size, size) * 2 - 1
     with torch.no_grad():
         a = net.decode(net.encode(images))
-        speed.ready([net], False)
+        speed.prepare([net], False)
         b = net.decode(net.encode(images))
     assert torch.allclose(a, b, atol=1e-4)
 
@@ -84,16 +95,19 @@ def test_chunks_give_the_gradients_of_the_whole_batch(train, chunks):
     whole, parts = (generator_training(train, TINY, fast=False, chunks=c) for c in (1, chunks))
     close(losses(whole, 1), losses(parts, 1), 1e-5)
     for net in whole.networks:
-        for p, q in zip(whole.networks[net].parameters(), parts.networks[net].parameters(), strict=True):
+        for p, q in zip(
+            whole.networks[net].parameters(), parts.networks[net].parameters(), strict=True
+        ):
             assert (p.grad - q.grad).norm() <= 1e-5 * max(p.grad.norm(), 1e-3)
 
 
 def test_chunks_from_free_memory(train, monkeypatch):
     each, fixed = gan.step_bytes(TINY, 3, len(train))
-    monkeypatch.setattr(speed, "free_memory", lambda device: (fixed + 1.5 * each) / .9)
+    monkeypatch.setattr(speed, "free_memory", lambda device: (fixed + 1.5 * each) / 0.9)
     assert gan.Training(train, TINY).chunks == TINY.batch_size
     monkeypatch.setattr(speed, "free_memory", lambda device: each / 2)
-    with pytest.raises(MemoryError, match="lower image_size or features"): gan.fit(train, TINY, progress=False)
+    with pytest.raises(MemoryError, match="lower image_size or features"):
+        gan.fit(train, TINY, progress=False)
 
 
 def test_estimate_covers_what_a_step_takes():
@@ -107,17 +121,28 @@ config = gan.Config(features=16, batch_size=int(sys.argv[1]), discriminator_feat
 gan.Training(load_images("photos").few_shot(2, 0), config).step()
 print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))  # getrusage would tell that of the parent, if it was more
 """
-    if not sys.platform.startswith("linux"): pytest.skip("needs Linux: peak memory is read from /proc")
-    peak = {b: int(subprocess.run([sys.executable, "-c", code, str(b)], capture_output=True, text=True, check=True).stdout) for b in (1, 9)}
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux: peak memory is read from /proc")
+    peak = {
+        b: int(
+            subprocess.run(
+                [sys.executable, "-c", code, str(b)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for b in (1, 9)
+    }
     each, _ = gan.step_bytes(gan.Config(features=16, discriminator_features=16), 3, 20)
-    assert .4 * each < (peak[9] - peak[1]) / 8 < 1.1 * each
+    assert 0.4 * each < (peak[9] - peak[1]) / 8 < 1.1 * each
 
 
 def test_a_checkpoint_of_one_is_gone_on_from_by_the_other(train, tmp_path, monkeypatch):
     step = gan.Training.step
+
     def three_steps(self):
-        if self.done == 3: raise RuntimeError("power cut")
+        if self.done == 3:
+            raise RuntimeError("power cut")
         return step(self)
+
     plain = gan.fit(train, WIDE, fast=False, progress=False)
     for first, then in ((None, False), (False, None)):
         folder = tmp_path / str(first)
@@ -130,73 +155,117 @@ def test_a_checkpoint_of_one_is_gone_on_from_by_the_other(train, tmp_path, monke
 
 def test_default_resumes_to_the_bit(train, tmp_path, monkeypatch):
     alone, step = gan.fit(train, WIDE, progress=False), gan.Training.step
+
     def two_steps(self):
-        if self.done == 2: raise RuntimeError("power cut")
+        if self.done == 2:
+            raise RuntimeError("power cut")
         return step(self)
+
     with monkeypatch.context() as m, pytest.raises(RuntimeError, match="power cut"):
         m.setattr(gan.Training, "step", two_steps)
         gan.fit(train, WIDE, folder=tmp_path, checkpoint_minutes=0, progress=False)
     resumed = gan.fit(train, WIDE, folder=tmp_path, progress=False)
-    for a, b in zip(alone.generator.state_dict().values(), resumed.generator.state_dict().values(), strict=True): assert torch.equal(a, b)
+    for a, b in zip(
+        alone.generator.state_dict().values(), resumed.generator.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
 
 
 def test_what_is_on_is_said(train, test, capsys):
     gan.fit(train, replace(TINY, steps=1), chunks=2)
-    assert "1 steps on cpu; fused optimiser" in (out := capsys.readouterr().out) and "in 2 chunks" in out
+    assert (
+        "1 steps on cpu; fused optimiser" in (out := capsys.readouterr().out)
+        and "in 2 chunks" in out
+    )
     classifier.fit(train, test, None, classifier.profile("tiny", steps=1), fast=False)
     assert "classifier: 1 steps on cpu; plain" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_compiled_step(train):
-    compiled, plain = generator_training(train, WIDE, fast=True), generator_training(train, WIDE, fast=False)
+    compiled, plain = (
+        generator_training(train, WIDE, fast=True),
+        generator_training(train, WIDE, fast=False),
+    )
     assert "compiled" in compiled.on
     close(losses(compiled, 2), losses(plain, 2), 1e-4)
 
 
 # classifier
 
+
 def classifier_training(train, test, mixer, **options):
     torch.manual_seed(0)
-    return classifier.Training(train, classifier.Method(mixer=mixer), classifier.profile("tiny", steps=12, network="wrn-10-2", dropout=.3), test, **options)
+    return classifier.Training(
+        train,
+        classifier.Method(mixer=mixer),
+        classifier.profile("tiny", steps=12, network="wrn-10-2", dropout=0.3),
+        test,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("kind", ["baseline", "NMix", "HydraMix"])
 def test_classifier_step_on_cpu(train, test, kind):
-    mixer = None if kind == "baseline" else NMix(train) if kind == "NMix" else HydraMix(gan.fit(train, WIDE, progress=False), train)
+    mixer = (
+        None
+        if kind == "baseline"
+        else NMix(train)
+        if kind == "NMix"
+        else HydraMix(gan.fit(train, WIDE, progress=False), train)
+    )
     a = losses(classifier_training(train, test, mixer))
-    if kind == "HydraMix": speed.ready([mixer.generator], False)
+    if kind == "HydraMix":
+        speed.prepare([mixer.generator], False)
     close(a, losses(classifier_training(train, test, mixer, fast=False)), 1e-4)
 
 
 def test_what_can_be_recorded(train):
     Method = classifier.Method
+
     class Own(NMix):
-        def augment(self, images, labels, p_gen=None): return images, labels
+        def augment(self, images, labels, p_gen=None):
+            return images, labels
+
     assert classifier.recordable(Method()) and classifier.recordable(Method(mixer=NMix(train)))
-    for method in (Method(mixer=MixUp(train)), Method(mixer=Own(train)), Method(transform=lambda x: x), Method(loss=lambda a, b: a.sum()), Method(network=lambda c, n: None)):
+    for method in (
+        Method(mixer=MixUp(train)),
+        Method(mixer=Own(train)),
+        Method(transform=lambda x: x),
+        Method(loss=lambda a, b: a.sum()),
+        Method(network=lambda c, n: None),
+    ):
         assert not classifier.recordable(method)
 
 
 def test_classifier_too_large_for_memory(train, test, monkeypatch):
     monkeypatch.setattr(speed, "free_memory", lambda device: 1000)
-    with pytest.raises(MemoryError, match="lower batch_size, or take a smaller network"): classifier.fit(train, test, None, classifier.profile("tiny"), progress=False)
+    with pytest.raises(MemoryError, match="lower batch_size, or take a smaller network"):
+        classifier.fit(train, test, None, classifier.profile("tiny"), progress=False)
 
 
 def test_pool(train):
     mixer = NMix(train)
     pool, again, other = Pool(mixer, 5), Pool(mixer, 5), Pool(mixer, 5, seed=1)
     assert torch.equal(pool.images, again.images) and not torch.equal(pool.images, other.images)
-    assert pool.images.shape == (5 * len(train.classes), *train.images.shape[1:]) and pool.images.dtype == torch.uint8
+    assert (
+        pool.images.shape == (5 * len(train.classes), *train.images.shape[1:])
+        and pool.images.dtype == torch.uint8
+    )
     labels = torch.arange(len(train.classes)).repeat(20)
     made = pool(labels)
     for c in range(len(train.classes)):
-        of_class = {x.numpy().tobytes() for x in pool.images[5*c:5*c + 5]}
-        assert {(x.add(1) * 127.5).round().byte().numpy().tobytes() for x in made[labels == c]} <= of_class
-    assert classifier.describe(classifier.Method(mixer=pool)) != classifier.describe(classifier.Method(mixer=other))
+        of_class = {x.numpy().tobytes() for x in pool.images[5 * c : 5 * c + 5]}
+        assert {
+            (x.add(1) * 127.5).round().byte().numpy().tobytes() for x in made[labels == c]
+        } <= of_class
+    assert classifier.describe(classifier.Method(mixer=pool)) != classifier.describe(
+        classifier.Method(mixer=other)
+    )
 
 
 # data
+
 
 def test_label_maps_are_small(train):
     for config in (TINY, replace(TINY, mixing="grid")):
@@ -206,12 +275,17 @@ def test_label_maps_are_small(train):
 
 # on a GPU
 
+
 @pytest.mark.cuda
 def test_recorded_generator_step(train):
     "In 32 bits, recorded against launched"
-    recorded, launched = generator_training(train.to("cuda"), WIDE), generator_training(train.to("cuda"), WIDE)
+    recorded, launched = (
+        generator_training(train.to("cuda"), WIDE),
+        generator_training(train.to("cuda"), WIDE),
+    )
     assert "recorded step" in recorded.on
-    for t in (recorded, launched): t.on = [x for x in t.on if x != "bfloat16"]
+    for t in (recorded, launched):
+        t.on = [x for x in t.on if x != "bfloat16"]
     launched.both = launched.both_sides
     a, b = losses(recorded, 8), losses(launched, 8)
     close(a[:5], b[:5], 1e-3)
@@ -221,7 +295,10 @@ def test_recorded_generator_step(train):
 
 @pytest.mark.cuda
 def test_generator_step_in_bfloat16(train):
-    fast, plain = generator_training(train.to("cuda"), WIDE), generator_training(train.to("cuda"), WIDE, fast=False)
+    fast, plain = (
+        generator_training(train.to("cuda"), WIDE),
+        generator_training(train.to("cuda"), WIDE, fast=False),
+    )
     close(losses(fast, 1), losses(plain, 1), 2e-2)
 
 
@@ -229,9 +306,16 @@ def test_generator_step_in_bfloat16(train):
 @pytest.mark.parametrize("kind", ["baseline", "NMix", "HydraMix"])
 def test_recorded_classifier_step(train, test, kind):
     train, test = train.to("cuda"), test.to("cuda")
-    mixer = None if kind == "baseline" else NMix(train) if kind == "NMix" else HydraMix(gan.fit(train, WIDE, progress=False), train)
+    mixer = (
+        None
+        if kind == "baseline"
+        else NMix(train)
+        if kind == "NMix"
+        else HydraMix(gan.fit(train, WIDE, progress=False), train)
+    )
     recorded, launched = (classifier_training(train, test, mixer) for _ in range(2))
-    for t in (recorded, launched): t.on = [x for x in t.on if x != "bfloat16"]
+    for t in (recorded, launched):
+        t.on = [x for x in t.on if x != "bfloat16"]
     launched.graphs = None
     close(losses(recorded, 12), losses(launched, 12), 1e-4)
 
@@ -240,9 +324,12 @@ def test_recorded_classifier_step(train, test, kind):
 def test_recorded_training_resumes_on_gpu(train, tmp_path, monkeypatch):
     train, config = train.to("cuda"), replace(WIDE, steps=10)
     alone, step = gan.fit(train, config, progress=False), gan.Training.step
+
     def six_steps(self):
-        if self.done == 6: raise RuntimeError("power cut")
+        if self.done == 6:
+            raise RuntimeError("power cut")
         return step(self)
+
     with monkeypatch.context() as m, pytest.raises(RuntimeError, match="power cut"):
         m.setattr(gan.Training, "step", six_steps)
         gan.fit(train, config, folder=tmp_path, checkpoint_minutes=0, progress=False)

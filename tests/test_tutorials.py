@@ -1,4 +1,5 @@
 "Tutorials with other parameters than their own; commands and links in what people read; the collected departures."
+
 import csv
 import json
 import re
@@ -13,20 +14,33 @@ papermill = pytest.importorskip("papermill")
 from hydramix_nb import runs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-NBS = ROOT/"nbs"
-READ = [NBS/"index.ipynb", *sorted(NBS.glob("[0-9]*.ipynb")), *sorted((NBS/"tutorials").glob("*.ipynb"))]
+NBS = ROOT / "nbs"
+READ = [
+    NBS / "index.ipynb",
+    *sorted(NBS.glob("[0-9]*.ipynb")),
+    *sorted((NBS / "tutorials").glob("*.ipynb")),
+]
 
 
-def by_name(path): return path.stem
+def by_name(path):
+    return path.stem
 
 
-def prose(path): return "\n\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+def prose(path):
+    return "\n\n".join(
+        cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"
+    )
 
 
-def anchors(path): return {re.sub(r"\s", "-", heading.strip()) for heading in re.findall(r"^#+ (.+)$", prose(path), re.M)}
+def anchors(path):
+    return {
+        re.sub(r"\s", "-", heading.strip())
+        for heading in re.findall(r"^#+ (.+)$", prose(path), re.M)
+    }
 
 
 # the tutorials
+
 
 def test_your_own_images_with_a_folder(tmp_path):
     "Another folder: two classes, PNG and JPEG, one grey image, no test images but those that are given; few steps"
@@ -34,62 +48,117 @@ def test_your_own_images_with_a_folder(tmp_path):
 
     from hydramix_nb.data import load_images, photos, to_float
     from hydramix_nb.gan import load
+
     data = photos("train", size=48, n=6)
     for split, wanted in (("train", range(4)), ("test", range(4, 6))):
         for c, name in enumerate(data.classes[:2]):
-            (tmp_path/"mine"/split/name).mkdir(parents=True)
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
             for i in wanted:
-                image = Image.fromarray(data.images[6*c + i].permute(1, 2, 0).numpy())
-                (image.convert("L") if i == 1 else image).save(tmp_path/"mine"/split/name/f"{i}.{'png' if i % 2 else 'jpg'}")
-    parameters = dict(folder=str(tmp_path/"mine"), size=32, steps=8, early=2, classifier_steps=3, count=7, out=str(tmp_path/"out"))
-    papermill.execute_notebook(str(NBS/"tutorials/your_own_images.ipynb"), str(tmp_path/"executed.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path))
-    trained = load(tmp_path/"out/generator")
+                image = Image.fromarray(data.images[6 * c + i].permute(1, 2, 0).numpy())
+                (image.convert("L") if i == 1 else image).save(
+                    tmp_path / "mine" / split / name / f"{i}.{'png' if i % 2 else 'jpg'}"
+                )
+    parameters = dict(
+        folder=str(tmp_path / "mine"),
+        size=32,
+        steps=8,
+        early=2,
+        classifier_steps=3,
+        count=7,
+        out=str(tmp_path / "out"),
+    )
+    papermill.execute_notebook(
+        str(NBS / "tutorials/your_own_images.ipynb"),
+        str(tmp_path / "executed.ipynb"),
+        parameters,
+        progress_bar=False,
+        cwd=str(tmp_path),
+    )
+    trained = load(tmp_path / "out/generator")
     assert (trained.config.steps, trained.classes) == (8, ["astronaut", "cat"])
-    assert to_float(load_images(f"folder:{tmp_path/'out/generated'}").images).shape == (7, 3, 32, 32)
-    assert not (NBS/"tutorials/generator").exists()
+    assert to_float(load_images(f"folder:{tmp_path / 'out/generated'}").images).shape == (
+        7,
+        3,
+        32,
+        32,
+    )
+    assert not (NBS / "tutorials/generator").exists()
 
 
 def test_tutorials_have_typed_parameters():
-    for path in sorted((NBS/"tutorials").glob("*.ipynb")):
-        for name, (kind, _, text) in runs.inspect(path).items(): assert kind and text, f"{path.name}: {name}"
+    for path in sorted((NBS / "tutorials").glob("*.ipynb")):
+        for name, (kind, _, text) in runs.inspect(path).items():
+            assert kind and text, f"{path.name}: {name}"
 
 
 # commands in prose
 
-COMMANDS = [(path, line.strip()) for path in READ for block in re.findall(r"^```\w*\n(.*?)^```$", prose(path), re.M | re.S) for line in block.splitlines()]
-COMMANDS += [(path, command) for path in READ for command in re.findall(r"`(hydramix_sweep [^`]+)`", prose(path))]
+COMMANDS = [
+    (path, line.strip())
+    for path in READ
+    for block in re.findall(r"^```\w*\n(.*?)^```$", prose(path), re.M | re.S)
+    for line in block.splitlines()
+]
+COMMANDS += [
+    (path, command)
+    for path in READ
+    for command in re.findall(r"`(hydramix_sweep [^`]+)`", prose(path))
+]
 
 
-def ids(value): return value.stem if isinstance(value, Path) else re.sub(r"\W+", "-", str(value))[:40]
+def ids(value):
+    return value.stem if isinstance(value, Path) else re.sub(r"\W+", "-", str(value))[:40]
 
 
-@pytest.mark.parametrize("path,command", [(p, c) for p, c in COMMANDS if "hydramix_sweep " in c], ids=ids)
+@pytest.mark.parametrize(
+    "path,command", [(p, c) for p, c in COMMANDS if "hydramix_sweep " in c], ids=ids
+)
 def test_sweeps_in_prose_are_possible(path, command):
-    options = shlex.split(command[command.index("hydramix_sweep ") + 15:], comments=True)
+    options = shlex.split(command[command.index("hydramix_sweep ") + 15 :], comments=True)
     assert options[0] in runs.EXPERIMENTS, command
     parsed = runs.parser(runs.inspect(runs.find_notebook("classify"))).parse_args(options)
     methods = parsed.methods.split(",") if parsed.methods else None
-    assert runs.grid(parsed.experiment, profile=parsed.profile, methods=methods, datasets=parsed.datasets.split(",") if parsed.datasets else None)
+    assert runs.grid(
+        parsed.experiment,
+        profile=parsed.profile,
+        methods=methods,
+        datasets=parsed.datasets.split(",") if parsed.datasets else None,
+    )
 
 
-@pytest.mark.parametrize("path,command", [(p, c) for p, c in COMMANDS if re.search(r"papermill (--\S+ )?nbs/", c)], ids=ids)
+@pytest.mark.parametrize(
+    "path,command",
+    [(p, c) for p, c in COMMANDS if re.search(r"papermill (--\S+ )?nbs/", c)],
+    ids=ids,
+)
 def test_papermill_in_prose_has_parameters_that_exist(path, command):
-    notebook = ROOT/re.search(r"papermill (?:--\S+ )?(\S+)", command)[1]
+    notebook = ROOT / re.search(r"papermill (?:--\S+ )?(\S+)", command)[1]
     known = runs.inspect(notebook)
-    for name in re.findall(r" -[pr] (\w+) ", command.split("papermill ")[1]): assert name in known, f"{notebook.name} has no parameter {name}"
+    for name in re.findall(r" -[pr] (\w+) ", command.split("papermill ")[1]):
+        assert name in known, f"{notebook.name} has no parameter {name}"
 
 
 # links
 
+
 @pytest.mark.parametrize("path", READ, ids=by_name)
 def test_links_between_notebooks_lead_somewhere(path):
-    text = prose(path) + "".join(output.get("data", {}).get("text/markdown", "") for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for output in cell.outputs)
+    text = prose(path) + "".join(
+        output.get("data", {}).get("text/markdown", "")
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+    )
     for target in re.findall(r"\]\(([^)\s]+(?:\([^)]*\))?)\)", text):
-        if re.match(r"[a-z]+:", target): continue
+        if re.match(r"[a-z]+:", target):
+            continue
         file, _, anchor = target.partition("#")
-        there = (path.parent/file).resolve() if file else path
+        there = (path.parent / file).resolve() if file else path
         assert there.exists(), target
-        if anchor: assert anchor in anchors(there), f"{path.name}: {target}, but {there.name} has no such heading"
+        if anchor:
+            assert anchor in anchors(there), (
+                f"{path.name}: {target}, but {there.name} has no such heading"
+            )
 
 
 CHAPTERS = sorted(NBS.glob("[0-9]*.ipynb"))
@@ -98,43 +167,76 @@ CHAPTERS = sorted(NBS.glob("[0-9]*.ipynb"))
 @pytest.mark.parametrize("path,after", list(zip(CHAPTERS, CHAPTERS[1:], strict=False)), ids=ids)
 def test_chapters_lead_on(path, after):
     "The last lines of a chapter name the next"
-    last = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"][-1]
-    assert f"]({after.name})" in last.splitlines()[-1], f"{path.name} should end with a sentence that leads to {after.name}"
+    last = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"][
+        -1
+    ]
+    assert f"]({after.name})" in last.splitlines()[-1], (
+        f"{path.name} should end with a sentence that leads to {after.name}"
+    )
 
 
 # departures
 
+
 def test_departures_are_those_of_the_chapters(monkeypatch):
     "What the appendix shows is what its cells make of the chapters as they are; otherwise run it again"
-    cells = nbformat.read(NBS/"92_departures.ipynb", 4).cells
-    shown = [output.data["text/markdown"] for cell in cells if cell.cell_type == "code" for output in cell.outputs if "text/markdown" in output.get("data", {})]
+    cells = nbformat.read(NBS / "92_departures.ipynb", 4).cells
+    shown = [
+        output.data["text/markdown"]
+        for cell in cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "text/markdown" in output.get("data", {})
+    ]
     monkeypatch.chdir(NBS)
     space = {}
     for cell in cells:
-        if cell.cell_type == "code": exec(cell.source, space)
-    assert [space["collected"]] == shown, "run: jupyter nbconvert --to notebook --execute --inplace nbs/92_departures.ipynb"
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+    assert [space["collected"]] == shown, (
+        "run: jupyter nbconvert --to notebook --execute --inplace nbs/92_departures.ipynb"
+    )
 
 
 def test_every_chapter_with_open_points_is_in_the_departures():
-    text = json.dumps([cell.get("outputs", []) for cell in nbformat.read(NBS/"92_departures.ipynb", 4).cells])
+    text = json.dumps(
+        [cell.get("outputs", []) for cell in nbformat.read(NBS / "92_departures.ipynb", 4).cells]
+    )
     for path in READ:
-        for heading in re.findall(r"^## (What .* leaves? open.*)$", prose(path), re.M): assert f"{path.name}#{heading.replace(' ', '-')}" in text, f"{path.name} is not in 92_departures: run it again"
+        for heading in re.findall(r"^## (What .* leaves? open.*)$", prose(path), re.M):
+            assert f"{path.name}#{heading.replace(' ', '-')}" in text, (
+                f"{path.name} is not in 92_departures: run it again"
+            )
 
 
 # README
 
-README = (ROOT/"README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_lists_every_notebook():
     linked = set(re.findall(r"\]\(nbs/([^)#]+\.ipynb)\)", README))
-    missing = {str(path.relative_to(NBS)) for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts} - linked - {"index.ipynb"}
+    missing = (
+        {
+            str(path.relative_to(NBS))
+            for path in NBS.rglob("*.ipynb")
+            if ".ipynb_checkpoints" not in path.parts
+        }
+        - linked
+        - {"index.ipynb"}
+    )
     assert not missing, f"not in nbs/index.ipynb: {sorted(missing)}"
 
 
 def test_readme_costs_are_those_measured():
     "The seconds in the table of costs are the least and the most of results/results.csv"
-    with open(ROOT/"results/results.csv", newline="") as f: rows = [r for r in csv.DictReader(f) if (r["profile"], r["dataset"], r["samples_per_class"], r["device"]) == ("small", "npz:cifar10", "5", "AMD EPYC")]
+    with open(ROOT / "results/results.csv", newline="") as f:
+        rows = [
+            r
+            for r in csv.DictReader(f)
+            if (r["profile"], r["dataset"], r["samples_per_class"], r["device"])
+            == ("small", "npz:cifar10", "5", "AMD EPYC")
+        ]
     line = next(line for line in README.splitlines() if line.startswith("| AMD EPYC"))
     cells = [c.strip() for c in line.split("|")[3:-1]]
     for method, cell in zip(("Baseline", "NMix", "MixUp", "HydraMix"), cells, strict=False):
@@ -142,9 +244,11 @@ def test_readme_costs_are_those_measured():
         assert cell == f"{min(seconds):.0f}–{max(seconds):.0f} s", method
     seconds = [float(r["generator_seconds"]) for r in rows if r["method"] == "HydraMix"]
     assert cells[4] == f"{min(seconds):.0f}–{max(seconds):.0f} s"
+
+
 def test_readme_picture_is_small_and_described():
     pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
     assert pictures
     for alt, target in pictures:
         assert len(alt) > 20, target
-        assert (ROOT/target).stat().st_size < 150_000, target
+        assert (ROOT / target).stat().st_size < 150_000, target

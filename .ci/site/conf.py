@@ -1,9 +1,10 @@
 "Sphinx for .ci/site.py, which writes what is read here"
+
 from configparser import ConfigParser
 from pathlib import Path
 
 settings = ConfigParser(delimiters=["="])
-settings.read(Path(__file__).parents[2]/"settings.ini", encoding="utf-8")
+settings.read(Path(__file__).parents[2] / "settings.ini", encoding="utf-8")
 settings = settings["DEFAULT"]
 
 project, author, copyright = settings["title"], settings["author"], settings["copyright"]
@@ -38,5 +39,11 @@ html_favicon = "static/favicon.svg"
 html_use_index = html_domain_indices = False  # the search finds every name
 html_copy_source = False
 html_show_sourcelink = False
-html_theme_options = dict(home_page_in_toc=True, use_download_button=False, use_fullscreen_button=False, show_toc_level=2, navbar_persistent=[])
+html_theme_options = dict(
+    home_page_in_toc=True,
+    use_download_button=False,
+    use_fullscreen_button=False,
+    show_toc_level=2,
+    navbar_persistent=[],
+)
 html_context = dict(default_mode="auto")
