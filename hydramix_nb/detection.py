@@ -786,7 +786,7 @@ class SceneTraining(gan.Training):
             torch.arange(min(6, len(self.squares)), device=self.device),
             self.config.n_images,
         )
-        rows = gan.compositions(self.generator, *self.draw(index))
+        rows = gan.composition_rows(self.generator, *self.draw(index))
         return "compositions", torch.from_numpy(
             image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
         ).permute(2, 0, 1)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 # %% ../nbs/30_mixing.ipynb #4027d365
-from . import gan
+from . import composing, gan
 from .data import ImageSet, crop_flip, to_float, to_uint8
 from .files import write_png, write_text
 from .generator import Generator
@@ -111,19 +111,21 @@ class PixelMix(Mixer):
     def __init__(
         self,
         train: ImageSet,  # the few images
-        config: gan.Config
+        config: composing.Config
         | None = None,  # mixing, n_images and segmentation; None: the paper's for images of this size
         cache=None,  # folder for label maps
     ):
         super().__init__(train)
-        config = config or gan.profile(size=train.images.shape[-1])
+        config = config or composing.for_size(train.images.shape[-1])
         self.config, self.n_images, self.size = config, config.n_images, train.images.shape[-1]
-        large, _ = gan.label_maps(gan.resize(train.images, config.image_size), config, cache)
+        large, _ = composing.label_maps(
+            composing.resize(train.images, config.image_size), config, cache
+        )
         self.segments = downsample(large, self.size)
         self.n_segments = int(self.segments.max()) + 1
 
     def mix(self, index):
-        images, mask = gan.draw(
+        images, mask = composing.composition_inputs(
             self.train.images, self.segments, index, self.config, self.size, self.n_segments
         )
         return Generator.mix(images, mask)
@@ -135,7 +137,7 @@ class GridMix(PixelMix):
     def __init__(self, train, cells=4, cache=None):
         super().__init__(
             train,
-            gan.profile(size=train.images.shape[-1], mixing="grid", n_images=2, cells=cells),
+            composing.for_size(train.images.shape[-1], mixing="grid", n_images=2, cells=cells),
             cache,
         )
 
@@ -145,7 +147,7 @@ class SegMix(PixelMix):
 
     def __init__(self, train, cache=None):
         super().__init__(
-            train, gan.profile(size=train.images.shape[-1], mixing="segments", n_images=2), cache
+            train, composing.for_size(train.images.shape[-1], mixing="segments", n_images=2), cache
         )
 
 
@@ -153,7 +155,9 @@ class NMix(PixelMix):
     "N images, each of their segments with probability 1/2 (HydraMix without its generator)"
 
     def __init__(self, train, n_images=4, cache=None):
-        super().__init__(train, gan.profile(size=train.images.shape[-1], n_images=n_images), cache)
+        super().__init__(
+            train, composing.for_size(train.images.shape[-1], n_images=n_images), cache
+        )
 
 # %% ../nbs/30_mixing.ipynb #4d188346
 class HydraMix(Mixer):
@@ -186,8 +190,8 @@ class HydraMix(Mixer):
         self.generator = trained.generator if there else copy.deepcopy(trained.generator).to(device)
         if views is not None:
             check_views(views, len(train), config, device)
-        self.images = gan.resize(train.images, config.image_size)
-        self.segments, self.n_segments = gan.label_maps(self.images, config, cache)
+        self.images = composing.resize(train.images, config.image_size)
+        self.segments, self.n_segments = composing.label_maps(self.images, config, cache)
         if views is not None:
             self.features, self.maps = self.encode_views(views)
 
@@ -208,7 +212,7 @@ class HydraMix(Mixer):
 
     def mix(self, index):
         if self.views is None:
-            images, mask = gan.draw(
+            images, mask = composing.composition_inputs(
                 self.images,
                 self.segments,
                 index,
@@ -219,9 +223,9 @@ class HydraMix(Mixer):
             mixed = self.generator(images, mask)
         else:
             index = index * self.views + torch.randint(self.views, index.shape, device=index.device)
-            mask = gan.mixing_mask(self.maps[index], self.config, self.n_segments)
+            mask = composing.mixing_mask(self.maps[index], self.config, self.n_segments)
             mixed = self.generator.decode(self.generator.mix(self.features[index], mask))
-        return gan.resize(mixed, self.size)
+        return composing.resize(mixed, self.size)
 
 
 class ChimeraMix(HydraMix):

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from hydramix_nb import files, gan
+from hydramix_nb import composing, files, gan
 from hydramix_nb.data import ImageSet, load_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -283,7 +283,7 @@ def test_one_image_per_class_suffices_where_nothing_is_mixed():
 
 
 def test_refused_before_segmentation(monkeypatch):
-    monkeypatch.setattr(gan, "segment", None)
+    monkeypatch.setattr(composing, "segment", None)
     for images, message in (
         (noise(3, classes=1), "single class"),
         (noise(3, n=1), "class 'class 0' has 1 image"),

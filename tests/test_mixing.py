@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from hydramix_nb import gan, mixing
+from hydramix_nb import composing, gan, mixing
 from hydramix_nb.data import ImageSet, load_images
 from hydramix_nb.mixing import (
     ChimeraMix,
@@ -154,7 +154,7 @@ def test_mixup_mixes_labels_as_images():
 def test_views_that_do_not_fit(monkeypatch):
     train = noise()
     monkeypatch.setattr(mixing, "free_memory", lambda device: 100_000)
-    monkeypatch.setattr(gan, "segment", None)
+    monkeypatch.setattr(composing, "segment", None)
     with pytest.raises(
         ValueError, match=r"views=50 of 6 images take .* views=(\d+) would fit"
     ) as error:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hydramix_nb import classifier, gan, speed
+from hydramix_nb import classifier, composing, gan, speed
 from hydramix_nb.data import load_images
 from hydramix_nb.generator import Generator
 from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
@@ -269,7 +269,7 @@ def test_pool(train):
 
 def test_label_maps_are_small(train):
     for config in (TINY, replace(TINY, mixing="grid")):
-        maps, n = gan.label_maps(gan.resize(train.images, 32), config)
+        maps, n = composing.label_maps(composing.resize(train.images, 32), config)
         assert maps.dtype == torch.int16 and int(maps.max()) < n
 
 
