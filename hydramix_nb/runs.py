@@ -948,7 +948,8 @@ def simplify(
 ) -> dict:
     "The same run under its usual name; ValueError where a value cannot be"
     from hydramix_nb import classifier, data, gan
-    from hydramix_nb.baselines import GENERATORS, METHODS, POLICIES
+    from hydramix_nb.augmentations import POLICIES
+    from hydramix_nb.baselines import GENERATORS, METHODS
 
     p = dict(parameters)
     (

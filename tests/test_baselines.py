@@ -7,22 +7,14 @@ import pytest
 import torch
 
 from hydramix_nb import classifier, gan
-from hydramix_nb.baselines import (
-    GENERATORS,
-    METHODS,
-    Chain,
-    CutMix,
-    Cutout,
-    Policy,
-    RandomErasing,
-    Scattering,
-    SuperMix,
-    build,
-    fit_latents,
-)
+from hydramix_nb.augmentations import Chain, CutMix, Cutout, Policy, RandomErasing
+from hydramix_nb.baselines import GENERATORS, METHODS, build
 from hydramix_nb.data import ImageSet
 from hydramix_nb.diffusemix import variant_path
 from hydramix_nb.files import write_png
+from hydramix_nb.glico import fit_latents
+from hydramix_nb.scattering import Scattering
+from hydramix_nb.supermix import SuperMix
 
 TABLES = {
     1: [

@@ -14,14 +14,14 @@ from hydramix_nb import baselines, classifier, diffusemix, runs
 from hydramix_nb.data import ImageSet, fit_square, load_images, to_float
 from hydramix_nb.diffusemix import (
     DiffuseMix,
-    blend,
+    _blend,
     fractals,
     generate_variants,
-    half_masks,
-    hybrid,
-    image_key,
+    _half_masks,
+    _hybrid,
+    _image_key,
     read_variants,
-    singular_values,
+    _singular_values,
     variant_path,
 )
 from hydramix_nb.files import write_png
@@ -61,7 +61,7 @@ TRAIN = pictures()
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])
 def test_singular_values_keep_their_budget(share):
     maps = torch.randint(2, 8, (500,), generator=torch.Generator().manual_seed(1))
-    sigma = singular_values(maps, 3.0 * maps * share, torch.Generator().manual_seed(2))
+    sigma = _singular_values(maps, 3.0 * maps * share, torch.Generator().manual_seed(2))
     assert (
         sigma.min() > -1e-5
         and sigma.max() < 1 + 1e-5
@@ -88,10 +88,10 @@ def test_no_fractals_are_refused():
 
 def test_the_game_never_leaves_a_system_with_fewer_maps():
     "Systems share tensors; beyond a system's own maps there are zeros, which would be points at b"
-    A, b, p = diffusemix.random_systems(200, torch.Generator().manual_seed(0))
+    A, b, p = diffusemix._random_systems(200, torch.Generator().manual_seed(0))
     b = torch.where((p > 0)[..., None], b, 1e6)
     assert (
-        diffusemix.chaos_game(
+        diffusemix._chaos_game(
             A, b, p, players=200, steps=20, generator=torch.Generator().manual_seed(1)
         )
         .abs()
@@ -107,8 +107,8 @@ def test_the_game_never_leaves_a_system_with_fewer_maps():
 def test_hybrids_and_blends_are_what_numpy_says(channels, height, width):
     g = torch.Generator().manual_seed(0)
     I, J, P = (torch.rand(40, channels, height, width, generator=g) * 2 - 1 for _ in range(3))
-    mask = half_masks(40, height, width, g)
-    out, kinds = blend(hybrid(I, J, mask), P, 0.3).numpy(), set()
+    mask = _half_masks(40, height, width, g)
+    out, kinds = _blend(_hybrid(I, J, mask), P, 0.3).numpy(), set()
     for k in range(40):
         M = mask[k, 0].numpy()
         found = [
@@ -346,7 +346,7 @@ def test_one_folder_serves_all_draws(tiny, tmp_path, monkeypatch):
         diffusemix,
         "edit",
         lambda pipeline, images, *a, **k: (
-            made.extend(image_key(i) for i in images) or edit(pipeline, images, *a, **k)
+            made.extend(_image_key(i) for i in images) or edit(pipeline, images, *a, **k)
         ),
     )
     generate_variants(tiny, data.few_shot(1, seed=0), tmp_path / "all", PROMPTS[:1], **FAST)
@@ -462,12 +462,12 @@ def test_unfinished_folders_are_named(tmp_path):
     victim.unlink()
     with pytest.raises(
         ValueError,
-        match=f"no 'snowy' for 1 of 6 .*{image_key(TRAIN.images[4])} snowy.png.*choose from a sketch with crayon",
+        match=f"no 'snowy' for 1 of 6 .*{_image_key(TRAIN.images[4])} snowy.png.*choose from a sketch with crayon",
     ):
         DiffuseMix(TRAIN, tmp_path)
     assert DiffuseMix(TRAIN, tmp_path, prompts=["a sketch with crayon"]).p_gen == 1 / 2
     victim.write_bytes(b"\x89PNG half")
-    with pytest.raises(ValueError, match=f"cannot read .*{image_key(TRAIN.images[4])} snowy.png"):
+    with pytest.raises(ValueError, match=f"cannot read .*{_image_key(TRAIN.images[4])} snowy.png"):
         DiffuseMix(TRAIN, tmp_path)
 
 
@@ -599,7 +599,7 @@ def test_other_edited_images_are_another_training(tmp_path):
 
 
 def test_importing_the_registry_does_not_import_diffusion():
-    code = "import sys, hydramix_nb.baselines; print(*[m for m in ('hydramix_nb.diffusemix', 'diffusers', 'transformers') if m in sys.modules])"
+    code = "import sys, hydramix_nb.baselines; print(*[m for m in ('diffusers', 'transformers') if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
