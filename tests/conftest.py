@@ -20,6 +20,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory):
+    "The drawn scenes in COCO's format: train and val"
+    from hydramix_nb.scenes import read_coco, write_cutouts
+
+    folder = write_cutouts(tmp_path_factory.mktemp("cutouts"))
+    return read_coco(folder), read_coco(folder, "val")
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
 

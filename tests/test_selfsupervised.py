@@ -14,15 +14,15 @@ import torch
 
 from hydramix_nb import classifier, selfsupervised
 from hydramix_nb.data import ImageSet, load_images, to_float
+from hydramix_nb.crops import _draw_views, _render, multi_crop
 from hydramix_nb.selfsupervised import (
     DINO_METHODS,
     Config,
-    Training,
+    _Training,
     fit,
     linear_probe,
-    multi_crop,
     profile,
-    schedule,
+    _schedule,
 )
 from hydramix_nb.training import seeded
 
@@ -109,7 +109,7 @@ def test_import_needs_no_lightly():
 
 def state_after(taken, **changes):
     torch.manual_seed(0)
-    state = Training(TRAIN, tiny(**changes))
+    state = _Training(TRAIN, tiny(**changes))
     before = {k: v.clone() for k, v in state.tensors().items()}
     for _ in range(taken):
         state.step()
@@ -153,7 +153,7 @@ def test_gradients_are_clipped_one_by_one():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 50])
 def test_schedules_end_where_they_should(steps):
-    last = schedule(tiny(steps=steps, teacher_temp=0.07), steps - 1, steps)
+    last = _schedule(tiny(steps=steps, teacher_temp=0.07), steps - 1, steps)
     assert (
         last["momentum"] == 1
         and last["lr"] <= 1.01e-6
@@ -285,17 +285,17 @@ def test_a_checkpoint_cut_short_or_of_other_images_is_refused(tmp_path):
 def test_resumed_trainings_end_with_the_same_weights(tmp_path, monkeypatch, optimizer):
     config = tiny(steps=6, optimizer=optimizer, freeze=0.5)
     whole = fit(TRAIN, None, config, progress=False)
-    step = Training.step
+    step = _Training.step
 
     def failing(self):
         if self.done == 4:
             raise OSError("no power")
         return step(self)
 
-    monkeypatch.setattr(Training, "step", failing)
+    monkeypatch.setattr(_Training, "step", failing)
     with pytest.raises(OSError, match="no power"):
         fit(TRAIN, None, config, folder=tmp_path, checkpoint_minutes=0, progress=False)
-    monkeypatch.setattr(Training, "step", step)
+    monkeypatch.setattr(_Training, "step", step)
     resumed = fit(TRAIN, None, config, folder=tmp_path, progress=False)
     for a, b in zip(
         whole.backbone.state_dict().values(), resumed.backbone.state_dict().values(), strict=True
@@ -413,15 +413,10 @@ def test_on_a_gpu(tmp_path):
 @pytest.mark.cuda
 def test_crops_on_a_gpu_are_those_of_the_cpu():
     images = to_float(TRAIN.images)
-    views = selfsupervised.draw_views(
-        16, 16, (0.2, 1.0), torch.full((12,), 0.5), torch.zeros(12), (0.1, 1.0)
-    )
+    views = _draw_views(16, 16, (0.2, 1.0), torch.full((12,), 0.5), torch.zeros(12), (0.1, 1.0))
     on_gpu = replace(
         views, **{k: v.cuda() for k, v in vars(views).items() if isinstance(v, torch.Tensor)}
     )
     torch.testing.assert_close(
-        selfsupervised.render(images.cuda(), on_gpu).cpu(),
-        selfsupervised.render(images, views),
-        rtol=0,
-        atol=2e-3,
+        _render(images.cuda(), on_gpu).cpu(), _render(images, views), rtol=0, atol=2e-3
     )
