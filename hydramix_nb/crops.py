@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 # %% ../nbs/55_crops.ipynb #55aa0004
 import torch
-import torch.nn.functional as F
 
 # %% ../nbs/55_crops.ipynb #51e71b66
 def _draw_boxes(
