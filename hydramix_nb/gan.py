@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Config', 'profile', 'composition_rows', 'generator_loss', 'discriminator_loss', 'step_bytes', 'Training',
-           'Trained', 'weights_path', 'load', 'check', 'finished', 'fit_once', 'fit']
+           'Trained', 'load', 'pretrained', 'check', 'finished', 'fit_once', 'fit']
 
 # %% ../nbs/26_gan.ipynb #594d4233
 import json
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/26_gan.ipynb #68957dcf
+import hydramix_nb
 from . import __version__, composing, training
 from .composing import composition_inputs, label_maps, resize
 from .data import ImageSet, image_grid, to_float
@@ -332,18 +333,19 @@ class Training(training.Training):
 class Trained:
     "A trained generator with what is needed to use it"
 
-    generator: Generator  # in evaluation mode
-    config: Config  # how it was trained
+    generator: Generator  # generator in evaluation mode
+    config: Config  # settings of its training
     classes: list  # names of the classes it saw
-    history: list = field(
-        default_factory=list
-    )  # one dict per logged step: step, rec, per, disc, discriminator, lr
+    history: list = field(default_factory=list)  # losses and lr of the logged steps, one dict each
+    card: str = ""  # what its weights have seen and are good for, in words
 
     def save(
         self,
         path,  # file to write; in an existing folder, generator.safetensors
-    ) -> Path:  # the file
-        "Weights as safetensors, config and version as JSON in its header; the file appears when it is whole"
+        dtype: torch.dtype | None = None,  # dtype of the weights in the file; None: as they are
+    ) -> Path:  # path of the file
+        "Write weights as safetensors, everything else as JSON in the header; atomically"
+        weights = {k: v.to(dtype or v.dtype) for k, v in self.generator.state_dict().items()}
         header = dict(
             kind="generator",
             version=__version__,
@@ -351,32 +353,35 @@ class Trained:
             classes=json.dumps(self.classes),
             in_channels=str(self.generator.in_channels),
             history=json.dumps(self.history),
+            card=self.card,
         )
-        return write_tensors(weights_path(path), self.generator.state_dict(), header)
+        return write_tensors(_weights_path(path), weights, header)
 
 
-def weights_path(path):
+def _weights_path(path):
     "The file itself, or generator.safetensors in a folder"
     path = Path(path).expanduser()
     return path / "generator.safetensors" if path.is_dir() else path
 
 # %% ../nbs/26_gan.ipynb #72bab209
 def load(
-    path,  # a file that Trained.save wrote, or the folder with it
-    device="cpu",  # where to put the generator
+    path,  # file that Trained.save wrote, or its folder
+    device="cpu",  # device for the generator
 ) -> Trained:
-    "A trained generator from disk"
-    path = weights_path(path)
+    "Read a trained generator. FileNotFoundError or ValueError where it is not there or not one"
+    path = _weights_path(path)
     if not path.exists() and (path.parent / CHECKPOINT).exists():
         raise FileNotFoundError(
-            f"{path.parent} holds a training that is not finished: gan.fit with the same settings and folder finishes it"
+            f"{path.parent} holds a training that is not finished: "
+            "gan.fit with the same settings and folder finishes it"
         )
     tensors, header = read_tensors(path, "generator", device)
     try:
         config = Config(**json.loads(header["config"]))
     except (TypeError, ValueError) as e:
         raise ValueError(
-            f"{path} was written by version {header['version']} with other settings ({e}); this is version {__version__}"
+            f"{path} was written by version {header['version']} with other settings ({e}); "
+            f"this is version {__version__}"
         ) from e
     generator = Generator(
         int(header["in_channels"]), config.features, config.encoder_blocks, config.decoder_blocks
@@ -385,12 +390,15 @@ def load(
         generator.load_state_dict(tensors)
     except RuntimeError as e:
         raise ValueError(f"{path} holds weights of another architecture: {e}") from e
-    return Trained(
-        generator.eval().to(device),
-        config,
-        json.loads(header["classes"]),
-        json.loads(header["history"]),
-    )
+    classes, history = json.loads(header["classes"]), json.loads(header["history"])
+    return Trained(generator.eval().to(device), config, classes, history, header.get("card", ""))
+
+# %% ../nbs/26_gan.ipynb #53769fcd
+def pretrained(
+    device="cpu",  # device for the generator
+) -> Trained:
+    "The small generator that comes with the package; not for the paper's tables (see its card)"
+    return load(Path(hydramix_nb.__file__).with_name("pretrained.safetensors"), device)
 
 # %% ../nbs/26_gan.ipynb #fbdf1040
 def check(train, config):

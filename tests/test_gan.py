@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hydramix_nb import composing, files, gan
-from hydramix_nb.data import ImageSet, load_images
+from hydramix_nb.data import ImageSet, load_images, to_float
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = gan.profile("tiny", steps=30, batch_size=2)
@@ -358,3 +358,25 @@ def test_resumes_on_a_gpu(train, tmp_path):
         p.is_cuda for p in trained.generator.parameters()
     )
     assert all(v.isfinite().all() for v in gan.load(tmp_path, "cuda").generator.parameters())
+
+
+# the generator that comes with the package
+
+
+def test_pretrained_generator():
+    shipped, train = gan.pretrained(), load_images("photos").few_shot(5, seed=0)
+    assert {p.dtype for p in shipped.generator.parameters()} == {torch.float32}
+    assert "CIFAR-100" in shipped.card and len(shipped.classes) == 100 and shipped.history
+    images = to_float(composing.resize(train.images, shipped.config.image_size))
+    with torch.no_grad():
+        error = (shipped.generator.decode(shipped.generator.encode(images)) - images).square()
+    assert error.mean() < 0.1
+
+
+def test_saved_in_half_precision(tmp_path):
+    shipped = gan.pretrained()
+    half = shipped.save(tmp_path / "half.safetensors", dtype=torch.float16)
+    whole = shipped.save(tmp_path / "whole.safetensors")
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    same_state(gan.load(half).generator.state_dict(), gan.load(whole).generator.state_dict())
+    assert gan.load(half).card == shipped.card
