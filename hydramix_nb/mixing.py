@@ -4,25 +4,19 @@
 
 # %% auto #0
 __all__ = ['Mixer', 'check_labels', 'check_floats', 'PixelMix', 'GridMix', 'SegMix', 'NMix', 'HydraMix', 'ChimeraMix',
-           'view_bytes', 'check_views', 'default_views', 'Pool', 'MixUp', 'MixUpN', 'folder_name', 'about', 'claim',
-           'generate']
+           'view_bytes', 'check_views', 'default_views', 'Pool', 'MixUp', 'MixUpN']
 
 # %% ../nbs/30_mixing.ipynb #482c36e9
 import copy
-import hashlib
-import json
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 # %% ../nbs/30_mixing.ipynb #91100e81
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 # %% ../nbs/30_mixing.ipynb #4027d365
 from . import composing, gan
 from .data import ImageSet, crop_flip, to_float, to_uint8
-from .files import write_png, write_text
 from .generator import Generator
 from .masks import downsample
 from .speed import free_memory
@@ -346,96 +340,3 @@ class MixUpN(MixUp):
         if n_images < 2:
             raise ValueError(f"n_images={n_images}: 2 or more")
         self.n_images = n_images
-
-# %% ../nbs/30_mixing.ipynb #943f763b
-def folder_name(
-    name: str,  # of a class
-) -> str:  # `urllib.parse.unquote` gives the name back
-    "A class name as the name of a folder: what a file system could misread is written %XX, as in web addresses"
-    escape = lambda c: f"%{ord(c):02X}"
-    out = "".join(escape(c) if c in '/\\:*?"<>|%' or ord(c) < 32 else c for c in name)
-    if out.startswith("."):
-        out = escape(".") + out[1:]
-    if out.endswith((".", " ")):
-        out = out[:-1] + escape(out[-1])
-    return out or "%"
-
-
-def about(mixer, seed):
-    "What decides which images a mixer makes, as JSON"
-    weights = hashlib.sha256()
-    for v in mixer.generator.state_dict().values() if hasattr(mixer, "generator") else ():
-        weights.update(v.cpu().contiguous().numpy())
-    more = {k: getattr(mixer, k) for k in ("alpha", "views") if hasattr(mixer, k)}
-    if hasattr(mixer, "config"):
-        more["config"] = asdict(mixer.config)
-    return json.dumps(
-        dict(
-            mixer=type(mixer).__name__,
-            data=mixer.train.digest(),
-            n_images=mixer.n_images,
-            seed=seed,
-            weights=weights.hexdigest(),
-            **more,
-        ),
-        sort_keys=True,
-    )
-
-
-def claim(folder, text):
-    "Make sure that a folder is empty or holds images made in the same way, and note in it how they are made"
-    note = folder / "generated.json"
-    if not note.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} is not empty, and what is in it was not written by generate: name another folder"
-            )
-        write_text(note, text)
-    there, wanted = json.loads(note.read_text()), json.loads(text)
-    differ = [k for k in wanted if there.get(k) != wanted[k]]
-    if differ:
-        raise ValueError(
-            f"{folder} holds images made with other {', '.join(differ)}: name another folder"
-        )
-
-# %% ../nbs/30_mixing.ipynb #080fdbf6
-def generate(
-    mixer: Mixer,  # any mixer
-    count,  # images per class, or a tensor of labels [n]
-    folder,  # class folders are made in it
-    *,
-    batch_size: int = 64,  # images at a time
-    seed: int = 0,  # with the batch's number it decides what is drawn, so an interrupted run goes on to the same images
-    progress: bool = True,  # show a progress bar
-) -> Path:  # the folder
-    "Write generated images as PNG into class folders, readable by load_images('folder:…'); files that are there are not made again"
-    train, folder = mixer.train, Path(folder).expanduser()
-    if train.images.shape[1] not in (1, 3):
-        raise ValueError(f"images have {train.images.shape[1]} channels: a PNG holds 1 or 3")
-    if isinstance(count, int) and count < 1:
-        raise ValueError(f"count={count}: 1 or more images per class")
-    labels = (
-        torch.arange(len(train.classes)).repeat_interleave(count)
-        if isinstance(count, int)
-        else count.cpu()
-    )
-    check_labels(labels, train.classes)
-    claim(folder, about(mixer, seed))
-    folders, number, paths = (
-        [folder / folder_name(c) for c in train.classes],
-        [0] * len(train.classes),
-        [],
-    )
-    for label in labels.tolist():
-        paths.append(folders[label] / f"{number[label]:05d}.png")
-        number[label] += 1
-    for i in tqdm(range(0, len(labels), batch_size), desc="images", disable=not progress):
-        part = labels[i : i + batch_size]
-        missing = [k for k in range(len(part)) if not paths[i + k].exists()]
-        if not missing:
-            continue
-        with seeded(seed * 1_000_003 + i, train.device):
-            images = to_uint8(mixer(part.to(train.device))).cpu()
-        for k in missing:
-            write_png(paths[i + k], images[k])
-    return folder

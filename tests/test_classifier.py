@@ -1,11 +1,13 @@
-"The classifier where it does not teach: interrupted runs, broken checkpoints, odd data, other networks and devices."
+"Classifiers: interrupted runs, broken checkpoints, odd data, other networks and devices"
 
 import json
 import os
 import signal
+import threading
 
 import pytest
 import torch
+import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 from hydramix_nb import files, training
@@ -117,20 +119,22 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path):
     whole = fit(TRAIN, TEST, None, config, progress=False)
 
     class Interrupting:
-        calls = 0
+        def __init__(self):
+            self.calls = 0
+
+        def made_of(self):
+            "The calls are counted, and decide nothing"
+            return {}
 
         def augment(self, images, labels, p_gen):
-            Interrupting.calls += 1
-            if Interrupting.calls == 7:
+            self.calls += 1
+            if self.calls == 7:
                 os.kill(os.getpid(), signal.SIGINT)
             return images, labels
 
+    mixer = Interrupting()
     options = dict(
-        test=TEST,
-        method=Method(mixer=Interrupting()),
-        config=config,
-        folder=tmp_path,
-        progress=False,
+        test=TEST, method=Method(mixer=mixer), config=config, folder=tmp_path, progress=False
     )
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="after step 7"):
@@ -141,7 +145,7 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path):
         == "7"
     )
     assert same(whole, fit(TRAIN, **options))
-    assert Interrupting.calls == 30
+    assert mixer.calls == 30
 
 
 # checkpoints
@@ -197,6 +201,36 @@ def test_a_method_is_described_down_to_its_weights():
     assert describe(Method(mixer=MixUp(TRAIN))) != describe(Method(mixer=MixUp(TRAIN, alpha=2.0)))
     assert digest(a) == digest(b)
     json.dumps(describe(Method(mixer=MixUp(TRAIN), transform=lambda x: x)))
+
+
+def test_a_loss_with_another_attribute_is_another_method(tmp_path):
+    first = fit(TRAIN, TEST, Method(loss=nn.CrossEntropyLoss()), tiny(), folder=tmp_path)
+    smooth = Method(loss=nn.CrossEntropyLoss(label_smoothing=0.5))
+    with pytest.raises(ValueError, match="other method"):
+        fit(TRAIN, TEST, smooth, tiny(), folder=tmp_path, progress=False)
+    again = fit(TRAIN, TEST, Method(loss=nn.CrossEntropyLoss()), tiny(), folder=tmp_path)
+    assert same(first, again)
+    assert not same(first, fit(TRAIN, TEST, smooth, tiny(), folder=tmp_path / "smooth"))
+
+
+def test_a_checkpoint_is_not_reused_silently_for_what_cannot_be_compared(tmp_path):
+    class Locked:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __call__(self, images):
+            return images
+
+    options = dict(config=tiny(), folder=tmp_path, progress=False)
+    fit(TRAIN, TEST, Method(transform=Locked()), **options)
+    with pytest.warns(UserWarning, match="_thread.lock cannot be compared"):
+        fit(TRAIN, TEST, Method(transform=Locked()), **options)
+
+
+def test_another_test_set_is_another_training(tmp_path):
+    fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="other test images"):
+        fit(TRAIN, pictures(9, seed=2), None, tiny(), folder=tmp_path, progress=False)
 
 
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path):

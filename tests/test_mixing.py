@@ -11,6 +11,7 @@ import torch
 
 from hydramix_nb import composing, gan, mixing
 from hydramix_nb.data import ImageSet, load_images
+from hydramix_nb.image_folders import generate
 from hydramix_nb.mixing import (
     ChimeraMix,
     GridMix,
@@ -21,7 +22,6 @@ from hydramix_nb.mixing import (
     NMix,
     PixelMix,
     SegMix,
-    generate,
 )
 
 
@@ -209,11 +209,16 @@ def test_counts_refused(count, tmp_path):
 
 
 def script(code, *args):
-    head = (
-        "import sys, torch\ntorch.set_num_threads(1)\nfrom hydramix_nb.mixing import *\nfrom hydramix_nb.data import ImageSet\n"
-        "images = torch.randint(256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)\n"
-        "mixer = MixUp(ImageSet(images, torch.arange(2).repeat_interleave(3), ['a', 'b']))\n"
-    )
+    head = """
+import sys, torch
+torch.set_num_threads(1)
+from hydramix_nb.data import ImageSet
+from hydramix_nb.image_folders import generate
+from hydramix_nb.mixing import MixUp
+seeded = torch.Generator().manual_seed(0)
+images = torch.randint(256, (6, 3, 16, 16), generator=seeded, dtype=torch.uint8)
+mixer = MixUp(ImageSet(images, torch.arange(2).repeat_interleave(3), ["a", "b"]))
+"""
     return subprocess.Popen(
         [sys.executable, "-c", head + code, *map(str, args)],
         stdout=subprocess.PIPE,

@@ -227,7 +227,7 @@ def test_what_can_be_recorded(train):
         def augment(self, images, labels, p_gen=None):
             return images, labels
 
-    assert classifier.recordable(Method()) and classifier.recordable(Method(mixer=NMix(train)))
+    assert classifier._recordable(Method()) and classifier._recordable(Method(mixer=NMix(train)))
     for method in (
         Method(mixer=MixUp(train)),
         Method(mixer=Own(train)),
@@ -235,7 +235,7 @@ def test_what_can_be_recorded(train):
         Method(loss=lambda a, b: a.sum()),
         Method(network=lambda c, n: None),
     ):
-        assert not classifier.recordable(method)
+        assert not classifier._recordable(method)
 
 
 def test_classifier_too_large_for_memory(train, test, monkeypatch):
