@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 # %% ../nbs/37_diffusemix.ipynb #af7cccd8
 from . import classifier
-from .data import ImageSet, crop_flip, read_picture, to_float, to_uint8
+from .data import ImageSet, crop_flip, to_float, to_uint8
 from .files import write_png
-from .image_folders import claim_folder, folder_name
-from .mixing import Mixer
+from .mixing import Mixer, claim, folder_name
+from .own_images import read_image
 from .training import seeded
 
 # %% ../nbs/37_diffusemix.ipynb #23c125ae
@@ -442,7 +442,7 @@ def generate_variants(
     weights = [
         classifier.digest(part) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     ]
-    claim_folder(
+    claim(
         folder,
         json.dumps(
             dict(
@@ -520,7 +520,7 @@ def read_variants(
         images = torch.stack(
             list(
                 pool.map(
-                    lambda path: read_picture(path, side),
+                    lambda path: read_image(path, side),
                     [f[prompt] for f in found for prompt in prompts],
                 )
             )

@@ -961,9 +961,9 @@ def simplify(
         p |= dict(method="ChimeraMix+Seg")  # Table 3 does not say which
     for name in (p["dataset"], p["generator_dataset"]):
         if name and ":" not in name:
-            one_of(name, data.NAMES, "data set")
+            one_of(name, data.DATASETS, "data set")
         elif name:
-            one_of(name.partition(":")[0] + ":PATH", data.NAMES, "data set")
+            one_of(name.partition(":")[0] + ":PATH", data.DATASETS, "data set")
     for name, low, high in (
         ("p_gen", 0, 1),
         ("segment_noise", 0, 1),
