@@ -25,7 +25,8 @@ from tqdm import tqdm
 from . import classifier
 from .data import ImageSet, crop_flip, to_float, to_uint8
 from .files import write_png
-from .mixing import Mixer, claim, folder_name
+from .image_folders import claim_folder, folder_name
+from .mixing import Mixer
 from .own_images import read_image
 from .training import seeded
 
@@ -442,7 +443,7 @@ def generate_variants(
     weights = [
         classifier.digest(part) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     ]
-    claim(
+    claim_folder(
         folder,
         json.dumps(
             dict(

@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/50_scenes.ipynb #284b7e31
-from .data import data_root, photo, read_picture
+from .data import photo
 from .files import write_json, write_png
+from .own_images import read_image
+from .published import data_root
 
 # %% ../nbs/50_scenes.ipynb #e259341a
 _CUTOUTS = dict(
@@ -226,7 +228,7 @@ def _read_scene(
     "A picture as its boxes are measured: the pixels as stored, or turned as EXIF says if only that has the stated size"
     from PIL import Image
 
-    picture = read_picture(path)
+    picture = read_image(path)
     with Image.open(path) as im:
         if im.getexif().get(0x0112, 1) != 1 and im.size == (width, height):
             picture = torch.from_numpy(np.array(im.convert("RGB"))).permute(2, 0, 1).contiguous()
@@ -405,7 +407,7 @@ def read_coco(
 def scenes_folder(
     name: str,  # "cutouts", or "coco:PATH" for a folder in COCO's layout; a relative PATH is looked for here and in the data root
     drawn,  # folder in which cutouts are drawn
-    root=None,  # folder of the data sets; None: see `data.data_root`
+    root=None,  # folder of the data sets; None: see `published.data_root`
 ) -> Path:  # for `read_coco`
     "Where a set of scenes lies, by its name"
     kind, _, path = name.partition(":")
