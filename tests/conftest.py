@@ -1,8 +1,14 @@
 "Tests marked `slow` run only with --slow, tests marked `cuda` only where there is a CUDA device."
 
+import os
 import signal
+import tempfile
 
 import pytest
+
+# no test reads or writes the user's home: the package wn would keep its database there
+wn_folder = tempfile.TemporaryDirectory(prefix="wn-")
+os.environ["WN_DATA_DIR"] = wn_folder.name
 
 # a job that a shell starts in the background inherits that Ctrl-C is ignored; the tests of interruptions need it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
