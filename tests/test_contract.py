@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hydramix_nb
-from hydramix_nb import runs
+from hydramix_nb import tables
 from hydramix_nb.all import (
     Discriminator,
     Generator,
@@ -422,7 +422,7 @@ OPTIONS = [
 
 def test_sweep_options(tmp_path, capsys):
     pytest.importorskip("papermill")
-    assert runs.main([*OPTIONS, "--out", str(tmp_path), "--scheduler", "tcp://127.0.0.1:1"]) == 0
+    assert tables.main([*OPTIONS, "--out", str(tmp_path), "--scheduler", "tcp://127.0.0.1:1"]) == 0
     assert "4 runs: 0 done, 4 left" in capsys.readouterr().out and not list(tmp_path.iterdir())
     for wrong in (
         ["table_1", "--methods", "HydraMx"],
@@ -432,7 +432,7 @@ def test_sweep_options(tmp_path, capsys):
         ["table_1", "--samples", "5", "--no_such_option", "1"],
     ):
         with pytest.raises(SystemExit) as e:
-            runs.main([*wrong, "--out", str(tmp_path), "--dry_run"])
+            tables.main([*wrong, "--out", str(tmp_path), "--dry_run"])
         assert e.value.code == 2
 
 

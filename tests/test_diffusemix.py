@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hydramix_nb import baselines, classifier, diffusemix, runs
+from hydramix_nb import baselines, classifier, diffusemix, sweeps
 from hydramix_nb.data import ImageSet, fit_square, load_images, to_float
 from hydramix_nb.diffusemix import (
     DiffuseMix,
@@ -613,7 +613,9 @@ def test_a_sweep_finds_the_images_among_the_generators(tmp_path):
     few = load_images("photos").few_shot(2, seed=0)
     doubles(few, tmp_path / "generators/diffusemix", ["darker"])
     common = dict(dataset="photos", samples_per_class=2, method="DiffuseMix", profile="tiny")
-    (outcome,) = runs.sweep(runs.plan("classify", [common], tmp_path, device="cpu"), progress=False)
+    (outcome,) = sweeps.sweep(
+        sweeps.plan("classify", [common], tmp_path, device="cpu"), progress=False
+    )
     assert outcome.state == "done" and outcome.result["edited"]["prompts"] == ["darker"], (
         outcome.error
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hydramix_nb import files, report, runs
+from hydramix_nb import figures, files, report, results, runs, tables
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("papermill")
@@ -51,9 +51,9 @@ def finished(folder, accuracy, data="CIFAR-100", **parameters):
 
 
 def test_every_reported_number_is_read():
-    with open(report.REPORTED, newline="") as f:
+    with open(results._REPORTED, newline="") as f:
         rows = list(csv.DictReader(f))
-    frame = report.reported()
+    frame = results.reported()
     assert len(frame) == len(rows) and frame.paper_mean.notna().all()
     assert frame.paper_mean.sum() == pytest.approx(sum(float(r["mean"]) for r in rows))
 
@@ -61,17 +61,17 @@ def test_every_reported_number_is_read():
 def test_methods_are_spelled_as_in_the_registry():
     from hydramix_nb.baselines import METHODS
 
-    ours = set(report.reported()[report.reported().table.isin(list("126"))].method)
+    ours = set(results.reported()[results.reported().table.isin(list("126"))].method)
     assert ours <= set(METHODS), ours - set(METHODS)
-    for name, axes in runs.EXPERIMENTS.items():
-        if runs.notebook_of(name) == "classify":
+    for name, axes in tables.EXPERIMENTS.items():
+        if tables.notebook_of(name) == "classify":
             assert set(axes["method"]) <= set(METHODS), name
 
 
 @pytest.mark.parametrize("table", ["1", "2", "3", "6", "7", "9"])
 def test_every_cell_of_the_paper_has_a_place(table, tmp_path):
     "A run for each reported cell: the comparison finds the paper's figure for every one"
-    paper = report.reported(table)
+    paper = results.reported(table)
     paper = paper[paper.metric == "top1"]
     names = {
         "ciFAIR-10": "cifair10",
@@ -105,7 +105,7 @@ def test_every_cell_of_the_paper_has_a_place(table, tmp_path):
             generator_size=64,
         )
         files.write_json(tmp_path / "classify" / runs.run_id(p) / "result.json", found)
-    cells = report.compare(f"table_{table}", report.measured(tmp_path, ""))
+    cells = results.compare(f"table_{table}", results.measured(tmp_path, ""))
     assert len(cells) == len(paper)
     assert cells.difference.abs().max() == pytest.approx(0)
 
@@ -122,23 +122,23 @@ def test_near_duplicates_taken_out_are_not_cifair(tmp_path):
     (tmp_path / "cifar10").mkdir()
     np.savez(tmp_path / "cifar10/train.npz", **arrays)
     np.savez(tmp_path / "cifar10/test.npz", **arrays)
-    assert runs.dataset_label("npz:cifar10", tmp_path) == "CIFAR-10"
+    assert results.dataset_label("npz:cifar10", tmp_path) == "CIFAR-10"
     np.savez(tmp_path / "cifar10/test.npz", **arrays, cifair_keep=np.array([True, False]))
     assert (
-        runs.dataset_label("npz:cifar10", tmp_path)
-        == runs.dataset_label(f"npz:{tmp_path / 'cifar10'}")
+        results.dataset_label("npz:cifar10", tmp_path)
+        == results.dataset_label(f"npz:{tmp_path / 'cifar10'}")
         == "CIFAR-10 without near-duplicates"
     )
-    assert report.COUNTERPART["CIFAR-10 without near-duplicates"] == "ciFAIR-10"
+    assert results._COUNTERPARTS["CIFAR-10 without near-duplicates"] == "ciFAIR-10"
 
 
 def test_the_real_test_set_is_called_by_its_name():
     root = os.environ.get("HYDRAMIX_DATA")
     if not root or not (Path(root) / "cifar10/test.npz").exists():
         pytest.skip("HYDRAMIX_DATA has no cifar10")
-    assert runs.dataset_label("npz:cifar10", root) == "CIFAR-10 without near-duplicates"
-    assert runs.dataset_label("npz:cifar100", root) == "CIFAR-100"
-    assert runs.dataset_label("folder:imagenette", root) == "Imagenette"
+    assert results.dataset_label("npz:cifar10", root) == "CIFAR-10 without near-duplicates"
+    assert results.dataset_label("npz:cifar100", root) == "CIFAR-100"
+    assert results.dataset_label("folder:imagenette", root) == "Imagenette"
 
 
 # our figures
@@ -149,7 +149,9 @@ def test_only_the_asked_profile_and_defaults_count(tmp_path):
     finished(tmp_path, 90.0, profile="paper")
     finished(tmp_path, 91.0, p_gen=0.9)
     finished(tmp_path, 92.0, classifier_settings=dict(steps=1))
-    cells = report.compare("table_1", report.measured(tmp_path, ""), "small", methods=["HydraMix"])
+    cells = results.compare(
+        "table_1", results.measured(tmp_path, ""), "small", methods=["HydraMix"]
+    )
     assert list(cells["mean"]) == [20.0] and list(cells.paper_mean) == [24.86]
 
 
@@ -159,7 +161,7 @@ def test_a_single_seed_has_no_rank_beside_several(tmp_path):
         for seed in range(2):
             finished(tmp_path, accuracy, method=method, seed=seed)
     shown = report.table(
-        report.compare("table_1", report.measured(tmp_path, ""), "small"), "table_1"
+        results.compare("table_1", results.measured(tmp_path, ""), "small"), "table_1"
     )
     ranked = {shown.body[i][1]: rank for (i, j), rank in shown.ranks.items() if j == 2}
     assert ranked == {"MixUp": 1, "Baseline": 2}
@@ -176,7 +178,7 @@ def test_single_points_are_left_to_the_table_where_there_are_curves():
     ).assign(std=1.0)
 
     def names(cells):
-        figure = report.curves(cells, "samples_per_class", "images per class", paper=None)
+        figure = figures.curves(cells, "samples_per_class", "images per class", paper=None)
         plt.close(figure)
         return {
             line.get_label()
@@ -195,21 +197,21 @@ def test_curves_of_every_figure(tmp_path):
         finished(tmp_path, 21.0 + seed, seed=seed, p_gen=0.9)
         finished(tmp_path, 19.0 + seed, seed=seed, image_size=32)
         finished(tmp_path, 17.0 + seed, seed=seed, segment_noise=1.0)
-    found = report.measured(tmp_path, "")
-    assert list(report.compare("figure_5", found).p_gen) == [0.0, 0.5, 0.9]
-    assert list(report.compare("figure_6", found).generator_size) == [32, 64]
-    assert list(report.compare("figure_8", found).segment_noise) == [0.0, 1.0]
+    found = results.measured(tmp_path, "")
+    assert list(results.compare("figure_5", found).p_gen) == [0.0, 0.5, 0.9]
+    assert list(results.compare("figure_6", found).generator_size) == [32, 64]
+    assert list(results.compare("figure_8", found).segment_noise) == [0.0, 1.0]
 
 
 def test_the_table_of_results_and_the_folder_are_one(tmp_path):
     finished(tmp_path, 20.0)
-    report.collect(tmp_path, tmp_path / "results.csv")
+    results.collect(tmp_path, tmp_path / "results.csv")
     finished(tmp_path, 21.0, seed=1)
-    both = report.measured(tmp_path, tmp_path / "results.csv")
+    both = results.measured(tmp_path, tmp_path / "results.csv")
     assert len(both) == 2
     columns = ["data", "samples_per_class", "method", "mean", "std", "n"]
     pd.testing.assert_frame_equal(
-        report.compare("table_1", both)[columns].dropna(),
+        results.compare("table_1", both)[columns].dropna(),
         pd.DataFrame([["CIFAR-100", 5, "HydraMix", 20.5, 0.5**0.5, 2.0]], columns=columns),
         check_dtype=False,
     )
@@ -218,18 +220,18 @@ def test_the_table_of_results_and_the_folder_are_one(tmp_path):
 
 def test_names_are_escaped_in_latex_and_html(tmp_path):
     finished(tmp_path, 20.0, data="folder:my_<b>data</b>")
-    shown = report.table(report.compare("table_1", report.measured(tmp_path, "")), "table_1")
+    shown = report.table(results.compare("table_1", results.measured(tmp_path, "")), "table_1")
     assert r"my\_" in shown.latex() and "&lt;b&gt;data" in shown._repr_html_()
     assert shown.body[0][3:] == ["–", "–"]
 
 
 def test_the_committed_results_are_a_table_of_results():
-    rows = report.read_table(ROOT / "results/results.csv")
+    rows = results.read_results(ROOT / "results/results.csv")
     for r in rows.values():
         assert 0 <= r["accuracy"] <= 100 and r["profile"] in ("paper", "small"), r["id"]
         assert not re.search(r"(^|[:\s])/", " ".join(map(str, r.values()))), "a path of one machine"
-        assert r["notebook"] in report.RUNS, r["id"]
+        assert r["notebook"] in results._NOTEBOOKS, r["id"]
         if r["notebook"] != "classify":
             continue  # the table does not hold all parameters of the others
-        p = {k: json.loads(r[k]) if k.endswith("_settings") else r[k] for k in report.PARAMETERS}
+        p = {k: json.loads(r[k]) if k.endswith("_settings") else r[k] for k in results._PARAMETERS}
         assert runs.run_id(p) == r["id"], "the id is not that of the parameters"

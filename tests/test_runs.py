@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from hydramix_nb import runs
+from hydramix_nb import sweeps, tables
 
 for package in ("papermill", "distributed", "pandas"):
     pytest.importorskip(package)
@@ -73,9 +74,9 @@ def wait_for(condition, seconds=600):
 def started(folder, xs, workers=0, seconds=0.0):
     "A sweep in a process of its own"
     code = (
-        "import sys, json\nfrom hydramix_nb import runs\nif __name__ == '__main__':\n"
-        f"    tasks = runs.plan({str(folder / 'toy.ipynb')!r}, [dict(x=x, seconds={seconds}) for x in {list(xs)}], {str(folder / 'runs')!r})\n"
-        f"    outcomes = runs.sweep(tasks, workers={workers}, progress=False)\n    print(json.dumps([o.state for o in outcomes]))\n"
+        "import sys, json\nfrom hydramix_nb import sweeps\nif __name__ == '__main__':\n"
+        f"    tasks = sweeps.plan({str(folder / 'toy.ipynb')!r}, [dict(x=x, seconds={seconds}) for x in {list(xs)}], {str(folder / 'runs')!r})\n"
+        f"    outcomes = sweeps.sweep(tasks, workers={workers}, progress=False)\n    print(json.dumps([o.state for o in outcomes]))\n"
     )
     script = folder / f"sweep{len(list(folder.glob('sweep*.py')))}.py"
     script.write_text(code)
@@ -102,11 +103,11 @@ def leftovers(folder):
 def test_unknown_and_mistyped_parameters_are_refused(tmp_path):
     notebook = toy(tmp_path)
     with pytest.raises(ValueError, match="did you mean 'seconds'"):
-        runs.plan(notebook, [dict(x=1), dict(second=1.0)], tmp_path / "runs")
+        sweeps.plan(notebook, [dict(x=1), dict(second=1.0)], tmp_path / "runs")
     with pytest.raises(TypeError, match="x is float, got str"):
-        runs.plan(notebook, [dict(x="1")], tmp_path / "runs")
+        sweeps.plan(notebook, [dict(x="1")], tmp_path / "runs")
     with pytest.raises(TypeError, match="x is float, got bool"):
-        runs.plan(notebook, [dict(x=True)], tmp_path / "runs")
+        sweeps.plan(notebook, [dict(x=True)], tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -121,15 +122,17 @@ def test_a_notebook_without_tagged_parameters_is_refused(tmp_path):
         tmp_path / "plain.ipynb",
     )
     with pytest.raises(ValueError, match="no cell tagged `parameters`"):
-        runs.plan(tmp_path / "plain.ipynb", [dict(x=2)], tmp_path / "runs")
+        sweeps.plan(tmp_path / "plain.ipynb", [dict(x=2)], tmp_path / "runs")
 
 
 def test_a_failed_run_is_kept_listed_and_retried_on_request(tmp_path, capsys):
     notebook = toy(tmp_path, "value = 1 / (x - 1) if not os.path.exists('fixed') else 7.")
     os.chdir(tmp_path)
     try:
-        plan = lambda **more: runs.plan(notebook, [dict(x=1), dict(x=2)], tmp_path / "runs", **more)
-        bad, good = runs.sweep(plan(), progress=False)
+        plan = lambda **more: sweeps.plan(
+            notebook, [dict(x=1), dict(x=2)], tmp_path / "runs", **more
+        )
+        bad, good = sweeps.sweep(plan(), progress=False)
         assert (bad.state, good.state) == ("failed", "done") and "ZeroDivisionError" in bad.error
         folder = Path(bad.folder)
         assert (
@@ -137,12 +140,12 @@ def test_a_failed_run_is_kept_listed_and_retried_on_request(tmp_path, capsys):
             and "ZeroDivisionError" in json.loads((folder / "error.json").read_text())["traceback"]
         )
         assert not (folder / "result.json").exists() and not leftovers(tmp_path)
-        assert [o.new for o in runs.sweep(plan(), progress=False)] == [False, False]
-        assert "1 done, 0 left, 1 failed" in runs.summary(plan()) and "x=1.0" in runs.summary(
+        assert [o.new for o in sweeps.sweep(plan(), progress=False)] == [False, False]
+        assert "1 done, 0 left, 1 failed" in sweeps.summary(plan()) and "x=1.0" in sweeps.summary(
             plan()
         )
         (tmp_path / "fixed").touch()
-        bad, good = runs.sweep(plan(retry=True), progress=False)
+        bad, good = sweeps.sweep(plan(retry=True), progress=False)
         assert (bad.state, bad.new, good.new) == ("done", True, False) and not (
             folder / "error.json"
         ).exists()
@@ -155,13 +158,13 @@ def test_a_kernel_that_dies_is_tried_again(tmp_path):
         tmp_path,
         f"if len(open({str(tmp_path / 'count')!r}).readlines()) < 2: os.kill(os.getpid(), 9)\nvalue = x",
     )
-    (outcome,) = runs.sweep(runs.plan(notebook, [dict(x=5)], tmp_path / "runs"), progress=False)
+    (outcome,) = sweeps.sweep(sweeps.plan(notebook, [dict(x=5)], tmp_path / "runs"), progress=False)
     assert outcome.state == "done" and len(begun(tmp_path)) == 2
 
 
 def test_a_kernel_that_always_dies_is_a_failure(tmp_path):
-    (outcome,) = runs.sweep(
-        runs.plan(toy(tmp_path, "os.kill(os.getpid(), 9)"), [dict(x=5)], tmp_path / "runs"),
+    (outcome,) = sweeps.sweep(
+        sweeps.plan(toy(tmp_path, "os.kill(os.getpid(), 9)"), [dict(x=5)], tmp_path / "runs"),
         progress=False,
     )
     assert (
@@ -172,8 +175,8 @@ def test_a_kernel_that_always_dies_is_a_failure(tmp_path):
 
 
 def test_a_notebook_that_writes_no_result_is_a_failure(tmp_path):
-    (outcome,) = runs.sweep(
-        runs.plan(
+    (outcome,) = sweeps.sweep(
+        sweeps.plan(
             toy(tmp_path, "value = 1; result = 'elsewhere.json'"), [dict(x=5)], tmp_path / "runs"
         ),
         progress=False,
@@ -183,7 +186,9 @@ def test_a_notebook_that_writes_no_result_is_a_failure(tmp_path):
 
 def test_braces_in_paths_and_no_sockets_left(tmp_path):
     folder, before = tmp_path / "a {b}", set(Path(tempfile.gettempdir()).glob("hydramix-*"))
-    (outcome,) = runs.sweep(runs.plan(toy(folder), [dict(x=3)], folder / "runs"), progress=False)
+    (outcome,) = sweeps.sweep(
+        sweeps.plan(toy(folder), [dict(x=3)], folder / "runs"), progress=False
+    )
     assert outcome.result == dict(value=9.0)
     assert not [
         p
@@ -197,7 +202,7 @@ def test_braces_in_paths_and_no_sockets_left(tmp_path):
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
-        runs.sweep(runs.plan(toy(tmp_path), [dict(x=1)], tmp_path / "file"), progress=False)
+        sweeps.sweep(sweeps.plan(toy(tmp_path), [dict(x=1)], tmp_path / "file"), progress=False)
     assert not begun(tmp_path)
 
 
@@ -273,24 +278,24 @@ def test_two_sweeps_at_once_do_each_run_once(tmp_path):
 def test_any_scheduler_address(tmp_path):
     from distributed import LocalCluster
 
-    tasks = runs.plan(toy(tmp_path), [dict(x=4)], tmp_path / "runs")
+    tasks = sweeps.plan(toy(tmp_path), [dict(x=4)], tmp_path / "runs")
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
-        (outcome,) = runs.sweep(tasks, scheduler=cluster.scheduler_address, progress=False)
+        (outcome,) = sweeps.sweep(tasks, scheduler=cluster.scheduler_address, progress=False)
         assert outcome.result == dict(value=16.0)
-        other = [runs.replace(t, id="other", code="0000") for t in tasks]
+        other = [replace(t, id="other", code="0000") for t in tasks]
         with pytest.raises(RuntimeError, match="install the same there"):
-            runs.sweep(other, scheduler=cluster.scheduler_address, progress=False)
+            sweeps.sweep(other, scheduler=cluster.scheduler_address, progress=False)
 
 
 def test_results_travel_back_where_the_folder_is_not_shared(tmp_path):
-    (task,) = runs.plan(toy(tmp_path), [dict(x=4)], tmp_path / "here")
+    (task,) = sweeps.plan(toy(tmp_path), [dict(x=4)], tmp_path / "here")
 
     class Client:
         def submit(self, function, task, **_):
             from concurrent.futures import Future
 
             future = Future()
-            future.set_result(function(runs.replace(task, out=str(tmp_path / "there"))))
+            future.set_result(function(replace(task, out=str(tmp_path / "there"))))
             return future
 
         def cancel(self, futures, force):
@@ -301,7 +306,7 @@ def test_results_travel_back_where_the_folder_is_not_shared(tmp_path):
     real = distributed.as_completed
     distributed.as_completed = lambda futures: iter(futures)
     try:
-        (outcome,) = runs.on_dask([task], Client())
+        (outcome,) = sweeps._do_on_dask([task], Client())
     finally:
         distributed.as_completed = real
     assert (
@@ -313,16 +318,18 @@ def test_results_travel_back_where_the_folder_is_not_shared(tmp_path):
 
 def test_nobody_at_the_address(tmp_path):
     with pytest.raises(OSError):
-        with runs.dask_client(0, "tcp://127.0.0.1:9"):
-            pass
+        sweeps._connect("tcp://127.0.0.1:9")
 
 
 # the command
 
 
+MAIN = "import sys; from hydramix_nb.tables import main; sys.exit(main())"
+
+
 def command(*arguments, **environment):
     return subprocess.run(
-        [str(Path(sys.executable).with_name("hydramix_sweep")), *arguments],
+        [sys.executable, "-c", MAIN, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -389,7 +396,7 @@ def test_the_command_makes_a_table(tmp_path):
 )
 def test_wrong_options_are_refused_with_status_2(wrong, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
-        runs.main([*wrong, "--out", str(tmp_path / "runs")])
+        tables.main([*wrong, "--out", str(tmp_path / "runs")])
     assert e.value.code == 2 and says in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 

@@ -373,7 +373,7 @@ def test_a_run_writes_what_table_4_needs(tmp_path):
         execution_timeout=600,
     )
     found = json.loads((tmp_path / "out/result.json").read_text())
-    assert set(found["parameters"]) == set(runs.inspect(notebook)) - set(runs.PLACES)
+    assert set(found["parameters"]) == set(runs.notebook_parameters(notebook)) - set(runs.PLACES)
     assert found["parameters"]["method"] == "DINO+ChimeraMix" and found["parameters"]["seed"] == 3
     assert (
         found["collapsed"] == "no"

@@ -11,7 +11,7 @@ import pytest
 
 papermill = pytest.importorskip("papermill")
 
-from hydramix_nb import runs  # noqa: E402
+from hydramix_nb import runs, sweeps, tables  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -87,7 +87,7 @@ def test_your_own_images_with_a_folder(tmp_path):
 
 def test_tutorials_have_typed_parameters():
     for path in sorted((NBS / "tutorials").glob("*.ipynb")):
-        for name, (kind, _, text) in runs.inspect(path).items():
+        for name, (kind, _, text) in runs.notebook_parameters(path).items():
             assert kind and text, f"{path.name}: {name}"
 
 
@@ -115,10 +115,12 @@ def ids(value):
 )
 def test_sweeps_in_prose_are_possible(path, command):
     options = shlex.split(command[command.index("hydramix_sweep ") + 15 :], comments=True)
-    assert options[0] in runs.EXPERIMENTS, command
-    parsed = runs.parser(runs.inspect(runs.find_notebook("classify"))).parse_args(options)
+    assert options[0] in tables.EXPERIMENTS, command
+    parsed = tables._parser(runs.notebook_parameters(sweeps.find_notebook("classify"))).parse_args(
+        options
+    )
     methods = parsed.methods.split(",") if parsed.methods else None
-    assert runs.grid(
+    assert tables.grid(
         parsed.experiment,
         profile=parsed.profile,
         methods=methods,
@@ -133,7 +135,7 @@ def test_sweeps_in_prose_are_possible(path, command):
 )
 def test_papermill_in_prose_has_parameters_that_exist(path, command):
     notebook = ROOT / re.search(r"papermill (?:--\S+ )?(\S+)", command)[1]
-    known = runs.inspect(notebook)
+    known = runs.notebook_parameters(notebook)
     for name in re.findall(r" -[pr] (\w+) ", command.split("papermill ")[1]):
         assert name in known, f"{notebook.name} has no parameter {name}"
 
