@@ -96,7 +96,8 @@ _RANGES = dict(p_gen=(0, 1), segment_noise=(0, 1), samples_per_class=(1, 10**6),
 def _check_run(p):
     "ValueError where a value of a classification run cannot be"
     from hydramix_nb import classifier, data, gan
-    from hydramix_nb.baselines import METHODS, POLICIES
+    from hydramix_nb.augmentations import POLICIES
+    from hydramix_nb.baselines import METHODS
 
     check_choice(p["method"], list(METHODS), "method")
     check_choice(p["profile"], list(gan.PROFILES), "profile")
@@ -104,7 +105,7 @@ def _check_run(p):
     for name in (p["dataset"], p["generator_dataset"]):
         kind, colon, _ = name.partition(":")
         if name:
-            check_choice(f"{kind}:PATH" if colon else name, data.NAMES, "data set")
+            check_choice(f"{kind}:PATH" if colon else name, data.DATASETS, "data set")
     for name, (low, high) in _RANGES.items():
         if not low <= p[name] <= high:
             raise ValueError(f"{name}={p[name]}: from {low} to {high}")
