@@ -38,7 +38,10 @@ setup(
     packages=find_packages(str(here), include=["hydramix_nb", "hydramix_nb.*"])
     + ["hydramix_nb.experiments"],
     package_dir={"hydramix_nb.experiments": "nbs/experiments"},
-    package_data={"hydramix_nb": ["*.csv", "*.safetensors"], "hydramix_nb.experiments": ["*.ipynb"]},
+    package_data={
+        "hydramix_nb": ["*.csv", "*.safetensors"],
+        "hydramix_nb.experiments": ["*.ipynb"],
+    },
     python_requires=">=" + cfg["min_python"],
     install_requires=split(cfg["requirements"]),
     extras_require=extras,

@@ -21,6 +21,7 @@ from . import __version__, composing, training
 from .composing import composition_inputs, label_maps, resize
 from .data import ImageSet, image_grid, to_float
 from .discriminator import Discriminator
+from .fast_generator import make_fast
 from .files import read_tensors, write_tensors
 from .generator import Generator
 from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
@@ -182,6 +183,7 @@ def step_bytes(
             torch.empty(2, config.n_images, channels, S, S),
             torch.empty(2, config.n_images, s, s),
         )
+    make_fast(nets[0])
     nets[1].requires_grad_(False)
     one, two = (
         saved_tensor_bytes(lambda b=b: generator_loss(*nets, I[:b], M[:b], config)) for b in (1, 2)
@@ -220,6 +222,9 @@ class Training(training.Training):
             channels, config.discriminator_features, config.strides
         ).to(self.device)
         self.networks = dict(generator=self.generator, discriminator=self.discriminator)
+        if fast is not False:
+            for network in self.networks.values():
+                make_fast(network)
         self.on = prepare(self.networks.values(), fast)
         self.optimizers = {
             side: torch.optim.Adam(
@@ -391,7 +396,8 @@ def load(
     except RuntimeError as e:
         raise ValueError(f"{path} holds weights of another architecture: {e}") from e
     classes, history = json.loads(header["classes"]), json.loads(header["history"])
-    return Trained(generator.eval().to(device), config, classes, history, header.get("card", ""))
+    generator = make_fast(generator).eval().to(device)
+    return Trained(generator, config, classes, history, header.get("card", ""))
 
 # %% ../nbs/26_gan.ipynb #53769fcd
 def pretrained(

@@ -101,8 +101,6 @@ def prepare(
 ) -> list:  # names of what is on
     "Networks and process made ready for a training"
     networks = list(networks)
-    for module in (m for net in networks for m in net.modules() if hasattr(m, "fast")):
-        module.fast = fast is not False
     if fast is False:
         return []
     on, device = ["fused optimiser"], next(networks[0].parameters()).device.type
