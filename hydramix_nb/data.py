@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 # %% ../nbs/03_data.ipynb #c3e0f001
+from . import toys
 from .files import tensor_digest
 from .own_images import fit_square, read_folder, read_image, read_npz
 from .published import PUBLISHED, data_root, read_published
@@ -117,7 +118,7 @@ def to_float(
 def to_uint8(
     images,  # images, float in −1…1, any shape; values outside are clipped
 ):  # images, uint8 0…255, same shape and device
-    "The inverse of `to_float`, rounded to the nearest grey level. TypeError for anything but floats"
+    "Inverse of `to_float`, rounded to a grey level. TypeError for anything but floats"
     if not images.is_floating_point():
         raise TypeError(f"to_uint8 takes float images in −1…1, got {images.dtype}")
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
@@ -390,7 +391,10 @@ def crop_flip(
     return moved, segments.flatten(1).gather(1, source).view(b, h, w)
 
 # %% ../nbs/03_data.ipynb #4dce3916
-_DRAWN = dict(photos=lambda split, size: photos(split, size or 32))  # sets that need no files
+_DRAWN = dict(  # sets that need no files: functions of split and size
+    photos=lambda split, size: photos(split, size or 32),
+    toys=lambda split, size: ImageSet(*toys.draw(100, size or 32, split)),
+)
 DATASETS = (*_DRAWN, *PUBLISHED, "folder:PATH", "npz:PATH")
 
 

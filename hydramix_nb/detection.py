@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 # %% ../nbs/54_detection.ipynb #54aa0005
 from . import __version__, training
-from .classifier import digest
-from .files import read_tensors, write_tensors
+from .files import read_tensors, weights_digest, write_tensors
 from .scene_mixing import SceneMix
 from .scenes import Scenes, coco_tools
 from .speed import free_memory
@@ -274,7 +273,7 @@ class _Training(training.Training):
         return images, targets
 
     def step(self):
-        first = self.next()
+        first = self.next_batch()
         images, targets = (
             self.mixer.batch(first)
             if self.mixer is not None and torch.rand(()) < self.p_gen
@@ -400,7 +399,7 @@ def fit(
         n_images=mixer.n_images,
         size=mixer.squares.size,
         min_visible=mixer.min_visible,
-        generator=mixer.trained and digest(mixer.trained.generator),
+        generator=mixer.trained and weights_digest(mixer.trained.generator),
     )
     settings = settings_text(
         config=asdict(config),

@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 # %% ../nbs/37_diffusemix.ipynb #af7cccd8
-from . import classifier
 from .data import ImageSet, crop_flip, to_float, to_uint8
-from .files import write_png
+from .files import weights_digest, write_png
 from .image_folders import claim_folder, folder_name
 from .mixing import Mixer
 from .own_images import read_image
@@ -441,7 +440,7 @@ def generate_variants(
     if "{}" not in template:
         raise ValueError(f"template {template!r} has no {{}} for the prompt")
     weights = [
-        classifier.digest(part) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+        weights_digest(part) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     ]
     claim_folder(
         folder,

@@ -283,7 +283,7 @@ class _SceneTraining(gan.Training):
     def batch(self, first=None):
         "Indices [B,N]: the first image walks through the set, the others share a class with it"
         return _partners(
-            self.squares.holds, self.next() if first is None else first, self.config.n_images
+            self.squares.holds, self.next_batch() if first is None else first, self.config.n_images
         )
 
     def draw(self, index, config=None):

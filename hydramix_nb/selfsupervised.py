@@ -313,7 +313,7 @@ class _Training(training.Training):
         "One step of the student, then one of the teacher; loss, entropy and information before it"
         now, crops = (
             _schedule(self.config, self.done, self.steps),
-            multi_crop(self.images(self.next()), self.config),
+            multi_crop(self.images(self.next_batch()), self.config),
         )
         decayed, other = self.optimizers["student"].param_groups
         decayed["lr"] = other["lr"] = now["lr"]

@@ -82,7 +82,7 @@ class Training:
     ):
         "What is left in the folder after the last step, besides the checkpoint"
 
-    def next(self) -> torch.Tensor:  # int64 [batch_size]
+    def next_batch(self) -> torch.Tensor:  # int64 [batch_size]
         "Indices of the next batch of the shuffled, repeated set"
         position, size = self.done % self.steps_per_epoch, self.config.batch_size
         if position == 0:

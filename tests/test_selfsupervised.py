@@ -14,6 +14,7 @@ import torch
 
 from hydramix_nb import classifier, selfsupervised
 from hydramix_nb.data import ImageSet, load_images, to_float
+from hydramix_nb.files import weights_digest
 from hydramix_nb.crops import _draw_views, _render, multi_crop
 from hydramix_nb.selfsupervised import (
     DINO_METHODS,
@@ -326,9 +327,9 @@ def test_the_probe_separates_what_can_be_separated_and_leaves_the_backbone_alone
     )
     with seeded(0):
         net, _ = selfsupervised.backbone("wrn-10-1", 3)
-    before, training = classifier.digest(net), net.train().training
+    before, training = weights_digest(net), net.train().training
     probe = linear_probe(net, train, 16)
-    assert training and classifier.digest(net) == before
+    assert training and weights_digest(net) == before
     assert classifier.evaluate(probe, train)[0] == 100
     again = linear_probe(net, train, 16)
     assert torch.equal(probe.linear.weight, again.linear.weight)

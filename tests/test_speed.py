@@ -54,7 +54,7 @@ def close(a, b, tolerance):
 
 def test_generator_step_on_cpu(train):
     fast, plain = generator_training(train, WIDE), generator_training(train, WIDE, fast=False)
-    assert fast.on and not plain.on
+    assert fast.speedups and not plain.speedups
     assert type(plain.generator.encoder[3]) is ResidualBlock
     assert type(fast.generator.encoder[3]) is not ResidualBlock
     a, b = losses(fast), losses(plain)
@@ -188,7 +188,7 @@ def test_compiled_step(train):
         generator_training(train, WIDE, fast=True),
         generator_training(train, WIDE, fast=False),
     )
-    assert "compiled" in compiled.on
+    assert "compiled" in compiled.speedups
     close(losses(compiled, 2), losses(plain, 2), 1e-4)
 
 
@@ -284,9 +284,9 @@ def test_recorded_generator_step(train):
         generator_training(train.to("cuda"), WIDE),
         generator_training(train.to("cuda"), WIDE),
     )
-    assert "recorded step" in recorded.on
+    assert "recorded step" in recorded.speedups
     for t in (recorded, launched):
-        t.on = [x for x in t.on if x != "bfloat16"]
+        t.speedups = [x for x in t.speedups if x != "bfloat16"]
     launched.both = launched.both_sides
     a, b = losses(recorded, 8), losses(launched, 8)
     close(a[:5], b[:5], 1e-3)
@@ -316,7 +316,7 @@ def test_recorded_classifier_step(train, test, kind):
     )
     recorded, launched = (classifier_training(train, test, mixer) for _ in range(2))
     for t in (recorded, launched):
-        t.on = [x for x in t.on if x != "bfloat16"]
+        t.speedups = [x for x in t.speedups if x != "bfloat16"]
     launched.graphs = None
     close(losses(recorded, 12), losses(launched, 12), 1e-4)
 
