@@ -28,7 +28,7 @@ from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
 from .masks import color_owners, mask_to_owners
 from hydramix_nb.speed import (
     Graph,
-    chunks_that_fit,
+    n_chunks,
     saved_tensor_bytes,
     mixed_precision,
     optimizer_options,
@@ -207,7 +207,7 @@ class Training(training.Training):
     ):
         super().__init__(train, config)
         channels = train.images.shape[1]
-        self.chunks = chunks or chunks_that_fit(
+        self.chunks = chunks or n_chunks(
             config.batch_size,
             *step_bytes(config, channels, len(train)),
             self.device,
@@ -225,7 +225,7 @@ class Training(training.Training):
         if fast is not False:
             for network in self.networks.values():
                 make_fast(network)
-        self.on = prepare(self.networks.values(), fast)
+        self.speedups = prepare(self.networks.values(), fast)
         self.optimizers = {
             side: torch.optim.Adam(
                 net.parameters(),
@@ -233,17 +233,17 @@ class Training(training.Training):
                 weight_decay=config.weight_decay,
                 **(
                     optimizer_options(self.device, config.lr, adam=True)
-                    if self.on
+                    if self.speedups
                     else dict(lr=config.lr)
                 ),
             )
             for side, net in self.networks.items()
         }
         self.losses = [
-            torch.compile(f) if "compiled" in self.on else f
+            torch.compile(f) if "compiled" in self.speedups else f
             for f in (generator_loss, discriminator_loss)
         ]
-        self.both = Graph(self.both_sides) if "recorded step" in self.on else self.both_sides
+        self.both = Graph(self.both_sides) if "recorded step" in self.speedups else self.both_sides
 
     def lr(self):
         "Initial rate times γ for every milestone passed"
@@ -254,7 +254,7 @@ class Training(training.Training):
     def batch(self, first=None):
         "Indices [B,N] of the next batch: the first image walks through the shuffled, repeated set, the others are drawn from its class"
         if first is None:
-            first = self.next()
+            first = self.next_batch()
         others = self.train.same_class(self.train.labels[first], self.config.n_images)[:, 1:]
         return torch.cat([first[:, None], others], 1)
 
@@ -273,7 +273,7 @@ class Training(training.Training):
         "One step of the generator and one of the discriminator on the same batch (3.5)"
         for optimizer in self.optimizers.values():
             set_lr(optimizer.param_groups[0], self.lr())
-        losses = self.both(self.next())
+        losses = self.both(self.next_batch())
         self.done += 1
         return losses
 
@@ -301,7 +301,7 @@ class Training(training.Training):
         means, made = {}, []
         self.optimizers[name].zero_grad(set_to_none=True)
         for part, other in zip(images, others, strict=True):
-            with mixed_precision(self.on, self.device):
+            with mixed_precision(self.speedups, self.device):
                 loss, out, terms = loss_of(part, other)
             share = len(part) / self.config.batch_size
             (loss * share).backward()
@@ -483,7 +483,7 @@ def fit(
         state = Training(train, config, cache, fast=fast, chunks=chunks)
         if progress:
             print(
-                f"generator: {state.steps:,} steps on {train.device}; {', '.join(state.on) or 'plain'}{f'; in {state.chunks} chunks' * (state.chunks > 1)}"
+                f"generator: {state.steps:,} steps on {train.device}; {', '.join(state.speedups) or 'plain'}{f'; in {state.chunks} chunks' * (state.chunks > 1)}"
             )
         return state
 
