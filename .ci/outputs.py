@@ -1,6 +1,7 @@
 """Run notebooks from top to bottom and compare what their cells show with what is committed.
 
-    python .ci/outputs.py nbs/10_masks.ipynb
+    python .ci/outputs.py nbs/10_masks.ipynb            # run and compare
+    python .ci/outputs.py --write nbs/10_masks.ipynb    # run and keep; then nbdev_clean
 
 Texts are compared: what is printed, values, Markdown, tables. Their words have to be the same,
 whole numbers equal, and other numbers equal within a hundredth or one unit of the last digit,
@@ -139,15 +140,29 @@ def differences(path, flags=()):
     return found
 
 
+def rewrite(path, flags=()):
+    "Run a notebook and keep what it shows; cells that are skipped keep their outputs"
+    nb = nbformat.read(path, 4)
+    fresh = run(nbformat.read(path, 4), path.parent, flags)
+    for old, new in zip(nb.cells, fresh.cells, strict=True):
+        if is_run(old, flags):
+            old.outputs = new.outputs
+    nbformat.write(nb, path)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("notebooks", nargs="+", type=Path, help="notebooks to run")
     parser.add_argument("--flags", default="", help="run cells with these directives, too: 'slow'")
+    parser.add_argument("--write", action="store_true", help="keep the new outputs, compare none")
     given = parser.parse_args()
     failed = False
     for path in given.notebooks:
+        if given.write:
+            rewrite(path.resolve(), given.flags.split())
+            continue
         try:
             found = differences(path.resolve(), given.flags.split())
         except CellExecutionError as error:

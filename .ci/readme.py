@@ -1,7 +1,8 @@
 """Write README.md from nbs/index.ipynb; with --check, only say whether it is in sync.
 
-nbconvert does the work. Hidden cells are dropped, pictures go to README_files/ with the cell's `#| fig-alt:` as their text,
-and links are turned from relative to nbs/ into relative to the repository's root."""
+nbconvert does the work. Hidden cells are dropped, figures go to README_files/ with the cell's
+`#| fig-alt:` as their text, and links are turned from relative to nbs/ into relative to the
+repository's root."""
 
 import argparse
 import posixpath

@@ -1,8 +1,13 @@
-"""Build the documentation site into _docs/ from the notebooks, as they are committed: none is run, nothing of the library is imported.
+"""Build the documentation site into _docs/ from the notebooks as they are committed.
 
-A bridge writes the notebooks for MyST-NB (directives, links, alternative text) and the API reference from the exported modules;
-Sphinx makes pages of both, with warnings as errors; then every internal link of every page is followed. Nothing is done if _docs/ was
-made of what is there now. `nbdev_docs` would want Quarto, run every import and hide the exported code, which this book is about."""
+No notebook is run and nothing of the library is imported. A bridge writes the notebooks for MyST-NB
+(directives, links, alternative text) and the API reference from the exported modules; Sphinx makes
+pages of both, with warnings as errors; then every internal link of every page is followed. The
+parts of the sidebar are those of the map in nbs/index.ipynb. Nothing is done if _docs/ was made of
+what is there now.
+
+`nbdev_docs` would want Quarto, run every import and hide the exported code, which this book is
+about."""
 
 import argparse
 import ast
@@ -26,15 +31,6 @@ from myst_parser.slugs import github_slugify
 root = Path(__file__).resolve().parents[1]
 nbs, site, work = root / "nbs", root / "_docs", root / "_proc"
 source = work / "source"
-PARTS = {
-    "Images, files, trainings": range(10),
-    "Masks": range(10, 20),
-    "Generator": range(20, 30),
-    "Mixers and classifiers": range(30, 40),
-    "Measures": range(40, 50),
-    "Beyond classification": range(50, 60),
-    "Runs and reports": range(60, 100),
-}
 
 
 # what there is
@@ -48,6 +44,17 @@ def notebooks(folder="."):
 
     found = [path for path in (nbs / folder).glob("*.ipynb")]
     return sorted(found, key=lambda path: (not path.stem.startswith("quickstart"), order(path)))
+
+
+def parts():
+    "The parts of the map that nbs/index.ipynb shows: chapters and tutorials by heading, in order"
+    index = nbformat.read(nbs / "index.ipynb", 4)
+    outputs = [output for cell in index.cells for output in cell.get("outputs", ())]
+    (shown,) = (o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", ()))
+    found = {}
+    for heading, text in re.findall(r"^\*\*(.+?)\.?\*\*(.*?)(?=^\*\*|\Z)", shown, re.M | re.S):
+        found[heading] = re.findall(r"^\| \[[^\]]+\]\(([\w/]+)\.ipynb\)", text, re.M)
+    return found
 
 
 def digest():
@@ -178,7 +185,7 @@ class Symbol:
 
 
 class Module:
-    "An exported module: its public symbols, the notebook that it comes from, and in which cell of it a symbol is exported"
+    "An exported module: its public symbols, its notebook, and the cell that exports each symbol"
 
     def __init__(self, path):
         text = path.read_text(encoding="utf-8")
@@ -234,7 +241,9 @@ class Library:
         self.books = {path.stem: path.name for path in notebooks()}
 
     def doclink(self, text, own=None):
-        "A link for code in the prose that names a symbol of the library or a notebook; None for all other code. Of two owners it is the page's own module"
+        """A link for code in the prose that names a symbol or a notebook; None for all other code
+
+        Of two owners of a name it is the page's own module."""
         if text in self.books and text != "index":
             return f"[`{text}`](/{self.books[text]})"
         name = text.removesuffix("()").removeprefix("hydramix_nb.")
@@ -258,7 +267,9 @@ LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
 
 
 def here(target, folder, depth):
-    "A link of a text in `folder` (as seen from the root) for its page, which lies `depth` folders deep in the site's source"
+    """A link of a text in `folder`, as seen from the root, for the page that the text is on
+
+    The page lies `depth` folders deep in the site's source."""
     if re.match(r"[a-z]+:", target):
         return target
     path, hash_, fragment = target.partition("#")
@@ -280,7 +291,9 @@ def here(target, folder, depth):
 
 
 def markdown(text, library, folder, depth, own=None):
-    "Markdown of a notebook as MyST: callouts, Quarto's link attributes, links, doclinks. Code, mathematics and headings stay as they are"
+    """Markdown of a notebook as MyST: callouts, Quarto's link attributes, links, doclinks
+
+    Code, mathematics and headings stay as they are."""
     text = re.sub(r"^(:{3,})\s*\{\s*\.callout-(\w+)[^}]*\}", r"\1{\2}", text, flags=re.M)
     text = re.sub(r"(\]\([^)]*\))\{[^}\n]*\}", r"\1", text)
     pieces = FENCE.split(text)
@@ -316,7 +329,9 @@ def plain(text):
 
 
 def describe(heading, prose, longest=300):
-    "Alternative text of a figure: its section, and the last sentences before it; in a first cell, the line of what the notebook is"
+    """Alternative text of a figure: its section, and the last sentences before it
+
+    In a first cell it is the line of what the notebook is."""
     if line := re.match(r"#\s+.*\n\s*>\s*(.+)", prose):
         prose = line[1]
     paragraphs = [
@@ -460,6 +475,12 @@ def entry(symbol, library, module, fence="::::::"):
     return [*lines, fence, ""]
 
 
+def source_of(module, heading=""):
+    "A link to the notebook that a module is written from, or to a section of it"
+    place = f"#{github_slugify(heading)}" if heading else ""
+    return f"[{Path(module.notebook).stem}](</{module.notebook[4:]}{place}>)"
+
+
 def reference(module, library):
     "The page of a module"
     lines = [
@@ -470,25 +491,14 @@ def reference(module, library):
         f"```{{py:module}} hydramix_nb.{module.name}",
         "```",
         "",
-        f"`from hydramix_nb.{module.name} import …`, written from [{Path(module.notebook).stem}](/{module.notebook[4:]}).",
+        f"`from hydramix_nb.{module.name} import …`, written from {source_of(module)}.",
         "",
     ]
-    if module.name == "all":
-        lines += [
-            "A public name that several modules have is reached through its module, `gan.fit` and `classifier.fit`; every other name is here as it stands. "
-            "Nothing is imported before it is used.",
-            "",
-        ]
     under, before = headings(root / module.notebook), None
     for name, symbol in module.symbols.items():
         heading = under.get(module.cells[name], "")
         if heading != before and heading:
-            lines += [
-                f"## {heading}",
-                "",
-                f"Explained in [{Path(module.notebook).stem}](</{module.notebook[4:]}#{github_slugify(heading)}>).",
-                "",
-            ]
+            lines += [f"## {heading}", "", f"Explained in {source_of(module, heading)}.", ""]
             before = heading
         lines += entry(symbol, library, module)
     return "\n".join(lines)
@@ -513,102 +523,96 @@ def write(name, text):
     path.write_text(text, encoding="utf-8")
 
 
+def contents():
+    "The sidebar: the parts of the map, with what is on the site only under the last of them"
+    trees = []
+    for part, pages in parts().items():
+        if part == "Experiments":
+            pages = ["experiments/index"]
+        if part == "Reference":
+            pages = [*pages, "api/index", "CONTRIBUTING", "LICENSE"]
+        trees.append(toctree(pages, part))
+    return "\n".join(trees)
+
+
+def write_notebooks(library):
+    "The notebooks, with the sidebar in the first of them"
+    modules = {module.notebook: module.name for module in library.modules.values()}
+    for path in notebooks() + notebooks("tutorials") + notebooks("experiments"):
+        name = path.relative_to(root)
+        own = modules.get(name.as_posix())
+        nb = bridge(nbformat.read(path, 4), library, name.parent.as_posix(), own)
+        if path == nbs / "index.ipynb":
+            nb.cells.append(nbformat.v4.new_markdown_cell(contents()))
+        write(path.relative_to(nbs), nbformat.writes(nb))
+
+
+def list_of_experiments(library):
+    "The page that lists the experiments"
+    rows = [(path.stem, *title(path)) for path in notebooks("experiments")]
+    lines = [
+        "# Experiments",
+        "",
+        "> One notebook with parameters for every table and figure of the paper; papermill or "
+        "`hydramix_sweep` runs it.",
+        "",
+        "These pages show the committed notebooks, with the settings that each of them names.",
+        "",
+        "| notebook | what it shows |",
+        "|---|---|",
+    ]
+    for stem, name, text in rows:
+        text = markdown(text, library, "nbs/experiments", 1)
+        lines.append(f"| [{name}]({stem}.ipynb) | {text} |")
+    return "\n".join([*lines, "", toctree([stem for stem, *_ in rows])])
+
+
+def list_of_modules(library):
+    "The page that lists the modules of the reference"
+    modules = sorted(library.modules.values(), key=lambda module: module.notebook)
+    lines = [
+        "# API reference",
+        "",
+        "> Every public name of `hydramix_nb`, module by module.",
+        "",
+        "| module | what it has | explained in |",
+        "|---|---|---|",
+    ]
+    for module in modules:
+        text = escape(module.doc, library)
+        lines.append(f"| [{module.name}]({module.name}.md) | {text} | {source_of(module)} |")
+    return "\n".join([*lines, "", toctree([module.name for module in modules])])
+
+
+def copy_mathjax():
+    "MathJax, served from the site itself, so that mathematics needs no network"
+    package = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent
+    for name in ("tex-chtml-full.js", "output/chtml/fonts"):
+        files, copy = package / "static/mathjax" / name, source / "static/mathjax" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if files.is_dir() else shutil.copy)(files, copy)
+
+
 def write_source():
     "The folder that Sphinx reads"
     library = Library()
-    for path in notebooks() + notebooks("tutorials") + notebooks("experiments"):
-        own = next(
-            (
-                m.name
-                for m in library.modules.values()
-                if m.notebook == path.relative_to(root).as_posix()
-            ),
-            None,
-        )
-        nb = bridge(nbformat.read(path, 4), library, path.relative_to(root).parent.as_posix(), own)
-        if path == nbs / "index.ipynb":
-            book = {
-                part: [
-                    p.stem
-                    for p in notebooks()
-                    if re.match(r"\d", p.name) and int(p.name.split("_")[0]) in numbers
-                ]
-                for part, numbers in PARTS.items()
-            }
-            trees = [toctree(pages, part) for part, pages in book.items() if pages]
-            if tutorials := notebooks("tutorials"):
-                trees.append(toctree([f"tutorials/{p.stem}" for p in tutorials], "Tutorials"))
-            trees += [
-                toctree(["experiments/index"], "Experiments"),
-                toctree(["api/index", "CONTRIBUTING", "LICENSE"], "Reference"),
-            ]
-            nb.cells.append(nbformat.v4.new_markdown_cell("\n".join(trees)))
-        write(path.relative_to(nbs), nbformat.writes(nb))
-    rows = [(p.stem, *title(p)) for p in notebooks("experiments")]
-    write(
-        "experiments/index.md",
-        "\n".join(
-            [
-                "# Experiments",
-                "",
-                "> One notebook for every table and figure of the paper, with parameters; papermill or `hydramix_sweep` runs them.",
-                "",
-                "The figures on these pages are those of the committed notebooks, at the settings that each of them names.",
-                "",
-                "| notebook | what it shows |",
-                "|---|---|",
-                *(
-                    f"| [{name}]({stem}.ipynb) | {markdown(text, library, 'nbs/experiments', 1)} |"
-                    for stem, name, text in rows
-                ),
-                "",
-                toctree([stem for stem, *_ in rows]),
-            ]
-        ),
-    )
-    modules = sorted(library.modules.values(), key=lambda m: m.notebook)
-    write(
-        "api/index.md",
-        "\n".join(
-            [
-                "# API reference",
-                "",
-                "> Every public name of `hydramix_nb`, module by module.",
-                "",
-                "| module | what it has | explained in |",
-                "|---|---|---|",
-                *(
-                    f"| [{m.name}]({m.name}.md) | {escape(m.doc, library)} | [{Path(m.notebook).stem}](/{m.notebook[4:]}) |"
-                    for m in modules
-                ),
-                "",
-                toctree([m.name for m in modules]),
-            ]
-        ),
-    )
-    for module in modules:
+    write_notebooks(library)
+    write("experiments/index.md", list_of_experiments(library))
+    write("api/index.md", list_of_modules(library))
+    for module in library.modules.values():
         write(f"api/{module.name}.md", reference(module, library))
-    write(
-        "CONTRIBUTING.md",
-        markdown((root / "CONTRIBUTING.md").read_text(encoding="utf-8"), library, "", 0),
-    )
-    write("LICENSE.md", "# Licence\n\n```{literalinclude} ../../LICENSE\n:language: text\n```\n")
-    # MathJax is served from the site itself, so that mathematics needs no network
-    mathjax = (
-        Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax"
-    )
-    for name in ("tex-chtml-full.js", "output/chtml/fonts"):
-        (source / "static/mathjax" / name).parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if (mathjax / name).is_dir() else shutil.copy)(
-            mathjax / name, source / "static/mathjax" / name
-        )
+    contributing = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    write("CONTRIBUTING.md", markdown(contributing, library, "", 0))
+    licence = "```{literalinclude} ../../LICENSE\n:language: text\n```"
+    write("LICENSE.md", f"# Licence\n\n{licence}\n")
+    copy_mathjax()
 
 
 # links
 
 
 class Page(html.parser.HTMLParser):
-    "What a page links to, the places in it that can be linked to, and its images without alternative text"
+    "What a page links to, its places to link to, and its images without alternative text"
 
     def __init__(self, path):
         super().__init__()
@@ -624,15 +628,11 @@ class Page(html.parser.HTMLParser):
 
 
 def broken(folder):
-    "Links of a site's pages that lead nowhere, and images without alternative text, each with its page"
-    pages, found = (
-        {
-            path: Page(path)
-            for path in sorted(folder.rglob("*.html"))
-            if "_static" not in path.parts
-        },
-        [],
-    )
+    "Links that lead nowhere and images without alternative text, each with its page"
+    pages, found = {}, []
+    for path in sorted(folder.rglob("*.html")):
+        if "_static" not in path.parts:
+            pages[path] = Page(path)
     for path, page in pages.items():
         where = path.relative_to(folder)
         found += [f"{where}: image without alternative text: {image[:80]}" for image in page.silent]
@@ -643,19 +643,16 @@ def broken(folder):
             target = Path(os.path.normpath(path.parent / unquote(to.path))) if to.path else path
             if target.is_dir():
                 target /= "index.html"
+            places = pages[target].ids | {"top"} if target in pages else set()
             if not target.is_relative_to(folder) or not target.exists():
                 found.append(f"{where}: {link} does not exist")
-            elif (
-                to.fragment
-                and target in pages
-                and unquote(to.fragment) not in pages[target].ids | {"top"}
-            ):
+            elif to.fragment and places and unquote(to.fragment) not in places:
                 found.append(f"{where}: {link}: no such place on that page")
     return found
 
 
 def build():
-    "The whole site; _docs/ is replaced when the new one stands and all its links hold"
+    "The whole site; the new one replaces _docs/ once all its links hold"
     made_of = digest()
     shutil.rmtree(work, ignore_errors=True)
     write_source()

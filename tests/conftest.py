@@ -10,7 +10,7 @@ import pytest
 wn_folder = tempfile.TemporaryDirectory(prefix="wn-")
 os.environ["WN_DATA_DIR"] = wn_folder.name
 
-# a job that a shell starts in the background inherits that Ctrl-C is ignored; the tests of interruptions need it
+# a job that a shell starts in the background ignores Ctrl-C, which the tests of interruptions need
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,5 @@
-"What others rely on, called as somebody outside the project would: by the names in `hydramix_nb.all` and in their modules, by position and by keyword."
+"""What others rely on, called as somebody outside the project would: by the names in
+`hydramix_nb.all` and in their modules, by position and by keyword."""
 
 import csv
 import importlib
@@ -442,10 +443,8 @@ def test_the_command_is_a_command():
     if not command.exists():
         pytest.skip("hydramix_sweep is not installed: pip install -e .")
     out = subprocess.run([command, "--help"], capture_output=True, text=True)
-    assert out.returncode == 0 and all(
-        f"--{o}" in out.stdout
-        for o in "profile datasets samples_per_class methods seeds out workers scheduler dry_run".split()
-    )
+    options = "profile datasets samples_per_class methods seeds out workers scheduler dry_run"
+    assert out.returncode == 0 and all(f"--{option}" in out.stdout for option in options.split())
 
 
 def test_masks_know_no_loop_over_the_batch():

@@ -1,6 +1,5 @@
-"The notebooks as files: clean, small, in the order of their imports; the README that is made of one."
+"The notebooks as files, clean and small, and the README that is made of one of them."
 
-import ast
 import json
 import re
 import runpy
@@ -26,78 +25,11 @@ def code_cells(path):
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
-def python_of(source):
-    return "\n".join("" if re.match(r"\s*[%!]", line) else line for line in source.splitlines())
-
-
 def tool(name):
     return str(Path(sys.executable).with_name(name))
 
 
-# order
-
-
-def module_of(path):
-    found = re.search(
-        r"^#\|\s*default_exp\s+(\w+)", "\n".join(cell.source for cell in code_cells(path)), re.M
-    )
-    return found and found[1]
-
-
-APPENDICES = ["92_departures.ipynb"]  # numbered, but no module comes from them
-NUMBER = {
-    module_of(path): int(path.name.split("_")[0])
-    for path in NUMBERED
-    if path.name not in APPENDICES
-}
-
-
-def imported(tree):
-    "Modules of this package that a piece of code imports"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            full = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "hydramix_nb":
-            full = [
-                f"hydramix_nb.{alias.name}"
-                for alias in node.names
-                if not alias.name.startswith("_")
-            ]
-        elif isinstance(node, ast.ImportFrom):
-            full = [node.module or ""]
-        else:
-            continue
-        yield from (name.split(".")[1] for name in full if name.startswith("hydramix_nb."))
-
-
-@pytest.mark.parametrize("path", NUMBERED, ids=by_name)
-def test_imports_only_from_lower_numbers(path):
-    own, module = int(path.name.split("_")[0]), module_of(path)
-    for cell in code_cells(path):
-        for name in imported(ast.parse(python_of(cell.source))):
-            if module == "all" and name == "all":
-                continue
-            assert name in NUMBER, f"hydramix_nb.{name} comes from no notebook"
-            assert NUMBER[name] < own, f"{path.name} imports {name}, which is number {NUMBER[name]}"
-
-
-def test_numbers_and_modules_are_unique():
-    assert len({path.name.split("_")[0] for path in NUMBERED}) == len(NUMBERED)
-    assert len(NUMBER) == len(NUMBERED) - len(APPENDICES)
-    for path in NUMBERED:
-        assert module_of(path) == (
-            None if path.name in APPENDICES else path.stem.split("_", 1)[1]
-        ), f"{path.name} exports {module_of(path)}"
-
-
-@pytest.mark.parametrize("path", NUMBERED, ids=by_name)
-def test_imports_stand_alone_in_their_cells(path):
-    for cell in code_cells(path):
-        kinds = {
-            isinstance(node, (ast.Import, ast.ImportFrom))
-            for node in ast.parse(python_of(cell.source)).body
-        }
-        assert len(kinds) < 2, f"imports and other code in one cell:\n{cell.source}"
+# files
 
 
 @pytest.mark.parametrize("path", NUMBERED, ids=by_name)
@@ -106,12 +38,9 @@ def test_begins_with_name_and_description(path):
     assert first.cell_type == "markdown" and re.match(r"# \S+\n\s*> \S", first.source), first.source
 
 
-# files
-
-
 @pytest.mark.parametrize("path", ALL, ids=by_name)
 def test_small_and_without_errors(path):
-    assert path.stat().st_size < 500_000, (
+    assert path.stat().st_size < 1_000_000, (
         f"{path.stat().st_size // 1000} kB: smaller or fewer figures"
     )
     for cell in code_cells(path):
@@ -172,9 +101,7 @@ def test_readme_has_two_commands_of_one_line():
     assert len(blocks("sh")) == 2
     for command in blocks("sh"):
         assert "\n" not in command and command.startswith("pip install ")
-    assert "papermill" in blocks("sh")[0] and {"nbdev_test", "pytest"} <= set(
-        blocks("sh")[1].split()
-    )
+    assert "papermill" in blocks("sh")[0] and "pytest" in blocks("sh")[1].split()
 
 
 def test_ci_runs_the_command_of_the_readme():

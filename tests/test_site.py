@@ -1,6 +1,8 @@
-"""The documentation site in a real browser, at the width of a phone and of a desk; the bridge that makes it of the notebooks; JupyterLab.
+"""The documentation site in a real browser, at the width of a phone and of a desk; the bridge that
+makes it of the notebooks; JupyterLab.
 
-The browser is Debian's (packages chromium and chromium-driver); where it is not there, what needs one is skipped."""
+The browser is Debian's (packages chromium and chromium-driver). Without it, the tests that need one
+are skipped."""
 
 import functools
 import http.server
@@ -27,7 +29,7 @@ from hydramix_nb.runs import Lock
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 ALL = sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-WIDTHS = {"phone": (390, 844), "desk": (1280, 900)}
+WIDTHS = {"phone": (390, 844), "desk": (1300, 900)}
 pytestmark = pytest.mark.xdist_group("site")  # one process builds it and opens the browser
 code = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci/site.py")))
 
@@ -144,21 +146,47 @@ def browser(tmp_path_factory):
 
 LOOK = """
 const done = arguments[arguments.length - 1], width = arguments[0];
-const typeset = () => [...document.querySelectorAll('.math')].every(m => m.querySelector('mjx-container mjx-math > *')), started = Date.now();
-const ready = new Promise(go => { const look = () => typeset() || Date.now() - started > 20000 ? go() : setTimeout(look, 50); look(); });
-const boxed = e => { for (let p = e.parentElement; p; p = p.parentElement) if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)) return true; return false; };
+const set = m => m.querySelector('mjx-container mjx-math > *');
+const math = [...document.querySelectorAll('.math')], started = Date.now();
+const ready = new Promise(go => {
+  const look = () => {
+    if (math.every(set) || Date.now() - started > 20000) go();
+    else setTimeout(look, 50);
+  };
+  look();
+});
+const boxed = e => {
+  for (let p = e.parentElement; p; p = p.parentElement)
+    if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)) return true;
+  return false;
+};
+const column = () => {
+  const pre = document.querySelector('article .cell_input pre');
+  if (!pre) return null;
+  const style = getComputedStyle(pre), ruler = document.createElement('span');
+  ruler.textContent = 'x'.repeat(100);
+  pre.append(ruler);
+  const wide = ruler.getBoundingClientRect().width;
+  ruler.remove();
+  const room = pre.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  return Math.floor(room / wide * 100);
+};
 ready.then(() => {
   const images = [...document.images], wide = [];
   if (document.documentElement.scrollWidth > width)
-    for (const e of document.querySelectorAll('article *')) if (e.getBoundingClientRect().right > width + 1 && !boxed(e)) wide.push(e.outerHTML.slice(0, 120));
+    for (const e of document.querySelectorAll('article *'))
+      if (e.getBoundingClientRect().right > width + 1 && !boxed(e))
+        wide.push(e.outerHTML.slice(0, 120));
   done({
+    column: column(),
     title: document.querySelector('h1') && document.querySelector('h1').innerText,
     width: document.documentElement.scrollWidth, wide: wide.slice(0, 3),
     missing: images.filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
     silent: images.filter(i => !i.alt.trim()).map(i => i.src),
-    formulas: document.querySelectorAll('.math').length,
-    raw: [...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container mjx-math > *')).map(m => m.textContent),
-    wrong: [...document.querySelectorAll('mjx-merror')].map(m => m.getAttribute('data-mjx-error') || m.textContent),
+    formulas: math.length,
+    raw: math.filter(m => !set(m)).map(m => m.textContent),
+    wrong: [...document.querySelectorAll('mjx-merror')].map(
+      m => m.getAttribute('data-mjx-error') || m.textContent),
     number: images.length });
 });
 """
@@ -234,6 +262,24 @@ def test_nothing_overflows(looks):
     assert not (
         found := problems(looks, lambda look: look.width > look.limit and (look.width, look.wide))
     ), found
+
+
+def test_a_line_of_code_fits_the_column(looks):
+    columns = [look.column for (width, _), look in looks.items() if width == "desk" and look.column]
+    assert len(columns) > 20 and min(columns) >= 100
+
+
+def test_the_sidebar_shows_the_parts_of_the_map(address, browser):
+    browser.size(*WIDTHS["desk"])
+    browser.open(address + "index.html")
+    captions = [e.text for e in browser.find(".bd-sidebar-primary .caption-text")]
+    assert captions == list(code.parts())
+    assert captions[0] == "The method" and captions[-2:] == ["The machinery", "Reference"]
+    links = [a.get_attribute("href") for a in browser.find(".bd-sidebar-primary nav li a")]
+    names = [link.removeprefix(address).removesuffix(".html") for link in links]
+    chapters = [page for part, pages in code.parts().items() for page in pages]
+    shown = [name for name in names if name in chapters and not name.startswith("experiments/")]
+    assert shown == [page for page in chapters if not page.startswith("experiments/")]
 
 
 # what a reader does
@@ -359,9 +405,11 @@ def test_markdown():
     )
     assert (
         said(
-            "[c](../CONTRIBUTING.md) [e](experiments) [r](../results/results.csv) [l](../hydramix_nb/masks.py)"
+            "[c](../CONTRIBUTING.md) [e](experiments) [r](../results/results.csv) "
+            "[l](../hydramix_nb/masks.py)"
         )
-        == "[c](/CONTRIBUTING.md) [e](/experiments/index.md) [r](../../results/results.csv) [l](/api/masks.md)"
+        == "[c](/CONTRIBUTING.md) [e](/experiments/index.md) [r](../../results/results.csv) "
+        "[l](/api/masks.md)"
     )
 
 
@@ -475,13 +523,15 @@ N = 5
 def test_links_that_lead_nowhere_are_found(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.html").write_text(
-        '<h1 id="top-of-a">A</h1><a href="sub/b.html#there">b</a> <a href="#top-of-a">a</a> <img src="x.png" alt="an x"> <a href="https://example.org/">out</a>'
+        '<h1 id="top-of-a">A</h1><a href="sub/b.html#there">b</a> <a href="#top-of-a">a</a> '
+        '<img src="x.png" alt="an x"> <a href="https://example.org/">out</a>'
     )
     (tmp_path / "sub/b.html").write_text('<p id="there">B <a href="../a.html?q=1#top-of-a">a</a>')
     (tmp_path / "x.png").write_bytes(b"")
     assert code.broken(tmp_path) == []
     (tmp_path / "sub/b.html").write_text(
-        '<p id="here">B <a href="../c.html">c</a> <a href="../../outside.html">o</a> <img src="../x.png" alt=" ">'
+        '<p id="here">B <a href="../c.html">c</a> <a href="../../outside.html">o</a> '
+        '<img src="../x.png" alt=" ">'
     )
     assert [problem.split(": ")[0] for problem in code.broken(tmp_path)] == [
         "a.html",
@@ -505,7 +555,7 @@ def test_notebook_is_what_jupyter_opens(path):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "JupyterLab on this machine, without a browser: a function that asks its server, and where it is"
+    "JupyterLab on this machine, without a browser: a function that asks it, its address and token"
     folder, token = tmp_path_factory.mktemp("lab"), "of-these-tests"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
