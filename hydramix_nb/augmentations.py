@@ -18,23 +18,25 @@ from .mixing import MixUp, check_floats
 
 # %% ../nbs/33_augmentations.ipynb #ff28bdaf
 def _rectangles(
-    top: torch.Tensor,  # int64 [B], first row; may lie outside the image
-    left: torch.Tensor,  # int64 [B], first column
-    height: torch.Tensor,  # int64 [B]
-    width: torch.Tensor,  # int64 [B]
-    size: tuple,  # (H, W) of the images
-) -> torch.Tensor:  # bool [B,1,H,W], true inside
-    "One rectangle per image, clipped at the border"
-    y, x = torch.arange(size[0], device=top.device), torch.arange(size[1], device=top.device)
-    inside = lambda at, first, length: (at >= first[:, None]) & (at < (first + length)[:, None])
-    return (inside(y, top, height)[:, :, None] & inside(x, left, width)[:, None, :])[:, None]
+    top: torch.Tensor,  # first rows, int64 [B]; may lie outside the image
+    left: torch.Tensor,  # first columns, int64 [B]; may lie outside the image
+    height: torch.Tensor,  # heights in pixels, int64 [B]
+    width: torch.Tensor,  # widths in pixels, int64 [B]
+    size: tuple,  # height and width of the images, pixels
+) -> torch.Tensor:  # masks, bool [B,1,H,W], true inside
+    "Mark one rectangle per image, clipped at the border"
+    rows = torch.arange(size[0], device=top.device)
+    columns = torch.arange(size[1], device=top.device)
+    in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 # %% ../nbs/33_augmentations.ipynb #5eed1e45
 @dataclass
 class Cutout:
-    "A square of zeros at a random place (DeVries & Taylor 2017)"
+    "Cover a square at a random place with zeros (DeVries & Taylor 2017)"
 
-    size: int  # side in pixels; the centre may lie anywhere in the image, the square is clipped
+    size: int  # side of the square in pixels
 
     def __post_init__(self):
         if self.size < 1:
@@ -44,32 +46,37 @@ class Cutout:
     def for_images(
         cls,
         train: ImageSet,  # the few images
-    ):  # Cutout
-        "The paper's size: 16 of 32 pixels, 8 for 100 classes or more, 24 of 96 above 64 pixels"
+    ):  # Cutout with the paper's side
+        "Choose the side: 16 of 32 pixels, 8 from 100 classes on, 24 of 96 above 64 pixels"
         side = train.images.shape[-1]
         quarter = side > 64 or len(train.classes) >= 100
         return cls(round(side / 4 if quarter else side / 2))
 
     def __call__(
         self,
-        images: torch.Tensor,  # float [B,C,H,W] in −1…1, where 0 is mid-grey
-    ) -> torch.Tensor:  # the same, a square of each at zero
+        images: torch.Tensor,  # images, float [B,C,H,W] in −1…1
+    ) -> torch.Tensor:  # the same, each with a square of zeros
+        "Draw a centre for each image and cover the square around it"
         b, _, h, w = images.shape
-        top, left = (
-            torch.randint(side, (b,), device=images.device) - self.size // 2 for side in (h, w)
-        )
+        top = torch.randint(h, (b,), device=images.device) - self.size // 2
+        left = torch.randint(w, (b,), device=images.device) - self.size // 2
         side = torch.full_like(top, self.size)
         return images.masked_fill(_rectangles(top, left, side, side, (h, w)), 0.0)
 
 # %% ../nbs/33_augmentations.ipynb #584418fc
+def _uniform(low, high, shape, device):
+    "Draw floats between two bounds"
+    return low + (high - low) * torch.rand(shape, device=device)
+
+
 @dataclass
 class RandomErasing:
-    "A rectangle of noise in a part of the images (Zhong et al. 2020)"
+    "Fill a rectangle with noise in a share of the images (Zhong et al. 2020)"
 
-    p: float = 0.5  # share of images
-    area: tuple = (0.02, 0.4)  # share of the image that is erased
-    aspect: float = 0.3  # height / width from aspect to 1 / aspect, uniformly
-    attempts: int = 20  # draws of a rectangle; the first that fits is taken
+    p: float = 0.5  # share of images that are changed, 0…1
+    area: tuple = (0.02, 0.4)  # least and largest erased share of an image, 0…1
+    aspect: float = 0.3  # smallest ratio of height to width; the largest is 1 / aspect
+    attempts: int = 20  # rectangles drawn for each image
 
     def __post_init__(self):
         if not 0 <= self.p <= 1:
@@ -81,125 +88,115 @@ class RandomErasing:
 
     def __call__(
         self,
-        images: torch.Tensor,  # float [B,C,H,W] in −1…1
+        images: torch.Tensor,  # images, float [B,C,H,W] in −1…1
     ) -> torch.Tensor:  # the same, some with a rectangle of uniform noise
+        "Draw rectangles for each image, and fill the first that fits"
         b, _, h, w = images.shape
-        draw = lambda low, high, *shape: (
-            low + (high - low) * torch.rand(shape, device=images.device)
-        )
-        area, aspect = (
-            draw(*self.area, b, self.attempts) * h * w,
-            draw(self.aspect, 1 / self.aspect, b, self.attempts),
-        )
-        heights, widths = (
-            (area * aspect).sqrt().round().long(),
-            (area / aspect).sqrt().round().long(),
-        )
+        device, many = images.device, (len(images), self.attempts)
+        area = _uniform(*self.area, many, device) * h * w
+        aspect = _uniform(self.aspect, 1 / self.aspect, many, device)
+        heights = (area * aspect).sqrt().round().long()
+        widths = (area / aspect).sqrt().round().long()
         fits = (heights < h) & (widths < w)
         first = fits.int().argmax(1, keepdim=True)
         height, width = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
-        place = lambda side, length: (
-            torch.rand(b, device=images.device) * (side - length + 1)
-        ).long()
-        chosen = (torch.rand(b, device=images.device) < self.p) & fits.any(1)
-        mask = (
-            _rectangles(place(h, height), place(w, width), height, width, (h, w))
-            & chosen[:, None, None, None]
-        )
+        chosen = (torch.rand(b, device=device) < self.p) & fits.any(1)
+        top = (torch.rand(b, device=device) * (h - height + 1)).long()
+        left = (torch.rand(b, device=device) * (w - width + 1)).long()
+        mask = _rectangles(top, left, height, width, (h, w)) & chosen[:, None, None, None]
         return torch.where(mask, torch.rand_like(images) * 2 - 1, images)
 
 # %% ../nbs/33_augmentations.ipynb #6c9f8311
 def cosine_loss(
-    outputs: torch.Tensor,  # [B,classes]
-    targets: torch.Tensor,  # int64 [B], or float [B,classes] where labels are mixed
-) -> torch.Tensor:  # scalar
-    "1 − cosine between outputs and one-hot targets (Barz & Denzler 2020)"
+    outputs: torch.Tensor,  # outputs of the network, float [B,classes]
+    targets: torch.Tensor,  # labels, int64 [B], or mixed labels, float [B,classes]
+) -> torch.Tensor:  # loss, scalar
+    "Compare directions: 1 − cosine of outputs and one-hot targets (Barz & Denzler 2020)"
     if not targets.is_floating_point():
         targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     return 1 - F.cosine_similarity(outputs, targets).mean()
 
 # %% ../nbs/33_augmentations.ipynb #6074f2cc
 class CutMix(MixUp):
-    "A rectangle of another image, labels mixed by area (Yun et al. 2019)"
+    "Paste a rectangle of another image and mix the labels by area (Yun et al. 2019)"
 
     def __init__(
         self,
         train: ImageSet,  # the few images
-        alpha: float = 1.0,  # area of the rectangle ~ 1 − Beta(α, α)
+        alpha: float = 1.0,  # parameter of the Beta distribution of λ, above 0
     ):
         super().__init__(train, alpha)
         self.p_gen = 0.5 if train.images.shape[-1] <= 64 else 1.0
 
-    def box(self, batch, size, device):
-        "A rectangle of share 1 − λ around a random centre for each of the batch, clipped: bool [B,1,H,W]"
+    def _boxes(
+        self,
+        batch: int,  # number of rectangles B
+        size: tuple,  # height and width of the images, pixels
+        device,  # device of the masks
+    ) -> torch.Tensor:  # masks, bool [B,1,H,W], true inside
+        "Draw rectangles of share 1 − λ around random centres"
         share = (1 - self.weights(batch, device)[:, 0]).sqrt()
-        height, width = ((side * share).long() for side in size)
-        place = lambda side, length: torch.randint(side, (batch,), device=device) - length // 2
-        return _rectangles(place(size[0], height), place(size[1], width), height, width, size)
+        height, width = (size[0] * share).long(), (size[1] * share).long()
+        top = torch.randint(size[0], (batch,), device=device) - height // 2
+        left = torch.randint(size[1], (batch,), device=device) - width // 2
+        return _rectangles(top, left, height, width, size)
 
     def mix(self, index):
+        "Paste the second image of each pair into the first"
         images = crop_flip(to_float(self.train.images[index.flatten()])).unflatten(0, index.shape)
-        return torch.where(
-            self.box(len(index), images.shape[-2:], images.device), images[:, 1], images[:, 0]
-        )
+        box = self._boxes(len(index), images.shape[-2:], images.device)
+        return torch.where(box, images[:, 1], images[:, 0])
 
     def augment(self, images, labels, p_gen=None):
-        "Paste a rectangle of a shuffled copy; one rectangle for the batch, λ from the pixels really replaced"
+        "Paste a rectangle of the shuffled batch, one for all; labels mix by the pixels replaced"
         check_floats(images)
-        if torch.rand(()) >= (self.p_gen if p_gen is None else p_gen):
+        if not self.flip_coin(p_gen):
             return images, labels
-        order, box = (
-            torch.randperm(len(labels), device=images.device),
-            self.box(1, images.shape[-2:], images.device),
-        )
-        targets, share = (
-            F.one_hot(labels, len(self.train.classes)).to(images.dtype),
-            box.to(images.dtype).mean(),
-        )
-        return torch.where(box, images[order], images), (1 - share) * targets + share * targets[
-            order
-        ]
+        order = torch.randperm(len(labels), device=images.device)
+        box = self._boxes(1, images.shape[-2:], images.device)
+        share = box.to(images.dtype).mean()
+        targets = F.one_hot(labels, len(self.train.classes)).to(images.dtype)
+        targets = (1 - share) * targets + share * targets[order]
+        return torch.where(box, images[order], images), targets
 
 # %% ../nbs/33_augmentations.ipynb #fecf3ffd
+POLICIES = ("none", "AutoAugment", "TrivialAugment")
+
+
 class Policy:
-    "An automatic augmentation of torchvision: AutoAugment (Cubuk et al. 2019) or TrivialAugmentWide (Müller & Hutter 2021)"
+    "Apply AutoAugment (Cubuk et al. 2019) or TrivialAugmentWide (Müller & Hutter 2021)"
 
     def __init__(
         self,
         name: str,  # "AutoAugment" or "TrivialAugment"
-        size: int = 32,  # side of the images: AutoAugment's policy is CIFAR10's up to 64 pixels, IMAGENET's above
+        size: int = 32,  # side of the images, pixels; AutoAugment has other recipes above 64
     ):
         from torchvision.transforms import v2
 
         if name not in POLICIES[1:]:
             raise ValueError(f"policy {name!r}: one of {', '.join(POLICIES[1:])}")
         self.name, self.size = name, size
-        self.one = (
-            v2.TrivialAugmentWide(num_magnitude_bins=31)
-            if name == "TrivialAugment"
-            else v2.AutoAugment(
-                v2.AutoAugmentPolicy.IMAGENET if size > 64 else v2.AutoAugmentPolicy.CIFAR10
-            )
-        )
+        if name == "TrivialAugment":
+            self.transform = v2.TrivialAugmentWide(num_magnitude_bins=31)
+        else:
+            recipes = v2.AutoAugmentPolicy
+            self.transform = v2.AutoAugment(recipes.IMAGENET if size > 64 else recipes.CIFAR10)
 
     def __call__(
         self,
-        images: torch.Tensor,  # float [B,C,H,W] in −1…1
-    ) -> torch.Tensor:  # the same, each under operations of its own
-        "One image at a time: torchvision draws one operation for a whole batch"
-        return to_float(torch.stack([self.one(image) for image in to_uint8(images)]))
+        images: torch.Tensor,  # images, float [B,C,H,W] in −1…1
+    ) -> torch.Tensor:  # the same, each changed by operations of its own
+        "Change one image at a time, since torchvision draws one operation for a whole batch"
+        return to_float(torch.stack([self.transform(image) for image in to_uint8(images)]))
 
 
 @dataclass
 class Chain:
-    "One transform after the other"
+    "Apply one transform after the other"
 
-    parts: tuple  # of transforms
+    parts: tuple  # transforms, each from images to images
 
     def __call__(self, images):
         for part in self.parts:
             images = part(images)
         return images
-
-
-POLICIES = ("none", "AutoAugment", "TrivialAugment")

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 # %% ../nbs/34_scattering.ipynb #bc93e6c2
 def _morlet_parameters(
-    scales: int = 2,  # J
-    orientations: int = 8,  # L
-) -> dict:  # θ, ξ, σ, γ, each float [J·L]
-    "Orientation, frequency, width and slant of the wavelets of Kymatio's filter bank"
+    scales: int = 2,  # number of scales J
+    orientations: int = 8,  # number of orientations L
+) -> dict:  # theta, xi, sigma, slant: each float [J·L]
+    "Set orientation, frequency, width and slant as in Kymatio's filter bank"
     j = torch.arange(scales).repeat_interleave(orientations)
     turn = torch.arange(orientations).repeat(scales)
     return dict(
@@ -29,106 +29,120 @@ def _morlet_parameters(
     )
 
 # %% ../nbs/34_scattering.ipynb #a84c941d
+def _fold(
+    filters: torch.Tensor,  # filters on twice the side, [K,2S,2S]
+) -> torch.Tensor:  # periodic filters, [K,S,S]
+    "Add what leaves the image on one side to what is on the other"
+    side = filters.shape[-1] // 2
+    return filters.unflatten(1, (2, side)).unflatten(3, (2, side)).sum((1, 3))
+
+
 def _morlets(
-    theta: torch.Tensor,  # [K], direction of the wave
-    xi: torch.Tensor,  # [K], its frequency, radians per pixel
-    sigma: torch.Tensor,  # [K], width of the envelope along the wave, pixels
-    slant: torch.Tensor,  # [K], that width over the width across
+    theta: torch.Tensor,  # directions of the waves, float [K], radians
+    xi: torch.Tensor,  # frequencies of the waves, float [K], radians per pixel
+    sigma: torch.Tensor,  # widths of the envelopes along the waves, float [K], pixels
+    slant: torch.Tensor,  # ratios of the width along to the width across, float [K]
     size: int,  # side of the filters, pixels
     wave: bool = True,  # False: the envelopes alone
-) -> (
-    torch.Tensor
-):  # [K,size,size], Fourier transforms; real, because each filter is its own mirrored conjugate
-    "Morlet wavelets ψ(u) = g(u)(e^{iξ·u} − β) with β such that they sum to zero, periodic over the image"
+) -> torch.Tensor:  # Fourier transforms of the filters, float [K,size,size]
+    "Morlet wavelets ψ that sum to zero, periodic over the image"
     at = torch.arange(-size, size, device=theta.device, dtype=theta.dtype)
     y, x = at[:, None], at[None, :]
-    shape = lambda v: v[:, None, None]
-    along = y * shape(theta.cos()) + x * shape(theta.sin())
-    across = x * shape(theta.cos()) - y * shape(theta.sin())
-    envelope = torch.exp(
-        -(along**2 + shape(slant) ** 2 * across**2) / (2 * shape(sigma) ** 2)
-    ) * shape(slant / (2 * math.pi * sigma**2))
-    fold = lambda f: f.unflatten(1, (2, size)).unflatten(3, (2, size)).sum((1, 3))
-    spectrum = lambda f: torch.fft.fft2(f).real
-    low = fold(envelope)
+    theta, xi, sigma, slant = (v[:, None, None] for v in (theta, xi, sigma, slant))
+    along = y * theta.cos() + x * theta.sin()
+    across = x * theta.cos() - y * theta.sin()
+    envelope = torch.exp(-(along**2 + slant**2 * across**2) / (2 * sigma**2))
+    envelope = envelope * (slant / (2 * math.pi * sigma**2))
+    low = _fold(envelope)
     if not wave:
-        return spectrum(low)
-    high = fold(envelope * torch.exp(1j * shape(xi) * along))
-    return spectrum(high - high.sum((1, 2), keepdim=True) / low.sum((1, 2), keepdim=True) * low)
+        return torch.fft.fft2(low).real
+    high = _fold(envelope * torch.exp(1j * xi * along))
+    beta = high.sum((1, 2), keepdim=True) / low.sum((1, 2), keepdim=True)
+    return torch.fft.fft2(high - beta * low).real
 
 # %% ../nbs/34_scattering.ipynb #7c7b4a5c
 def _subsample(
-    spectrum: torch.Tensor,  # [...,S,S], Fourier transform of an image
-    step: int,  # every how many pixels
-) -> torch.Tensor:  # [...,S/step,S/step], Fourier transform of the image at every step-th pixel
-    "Taking every k-th pixel adds up the k² parts of the spectrum"
+    spectrum: torch.Tensor,  # Fourier transforms of images, complex [...,S,S]
+    step: int,  # pixels from one that is kept to the next
+) -> torch.Tensor:  # Fourier transforms of the smaller images, complex [...,S/step,S/step]
+    "Keep every step-th pixel, by adding up the parts of the spectrum"
     side = spectrum.shape[-1] // step
     return spectrum.unflatten(-1, (step, side)).unflatten(-3, (step, side)).mean((-4, -2))
 
 # %% ../nbs/34_scattering.ipynb #c42d677f
 def _filtered(
-    spectra: torch.Tensor,  # [B,C,K,S,S], Fourier transforms of images
-    psi: torch.Tensor,  # [L,S,S], of wavelets
-) -> torch.Tensor:  # [B,C,K·L,S/2,S/2]
-    "|x ∗ ψ| at every second pixel: for each frequency of the smaller map, the products of the four that fall on it, summed"
+    spectra: torch.Tensor,  # Fourier transforms of images, complex [B,C,K,S,S]
+    psi: torch.Tensor,  # Fourier transforms of wavelets, float [L,S,S]
+) -> torch.Tensor:  # moduli, float [B,C,K·L,S/2,S/2]
+    "|x ∗ ψ| at every second pixel"
     b, c, k, side = *spectra.shape[:3], spectra.shape[-1] // 2
-    parts = (
-        spectra.unflatten(-1, (2, side))
-        .unflatten(-3, (2, side))
-        .permute(4, 6, 0, 1, 2, 3, 5)
-        .reshape(side**2, b * c * k, 4)
-    )
-    wavelets = (
-        psi.unflatten(-1, (2, side))
-        .unflatten(-3, (2, side))
-        .permute(2, 4, 1, 3, 0)
-        .reshape(side**2, 4, len(psi))
-        .to(parts.dtype)
-    )
+    parts = spectra.unflatten(-1, (2, side)).unflatten(-3, (2, side))
+    parts = parts.permute(4, 6, 0, 1, 2, 3, 5).reshape(side**2, b * c * k, 4)
+    wavelets = psi.unflatten(-1, (2, side)).unflatten(-3, (2, side))
+    wavelets = wavelets.permute(2, 4, 1, 3, 0).reshape(side**2, 4, len(psi)).to(parts.dtype)
     out = (parts @ wavelets / 4).permute(1, 2, 0).reshape(b, c, k * len(psi), side, side)
     return torch.fft.ifft2(out).abs()
 
+# %% ../nbs/34_scattering.ipynb #86a400ec
+def _scatter(
+    images: torch.Tensor,  # images, float [B,C,S,S], S a multiple of 4
+    psi: torch.Tensor,  # Fourier transforms of the wavelets, fine ones first, float [2L,S+8,S+8]
+    average: torch.Tensor,  # Fourier transform of φ, float [S+8,S+8]
+    coarse_average: torch.Tensor,  # the same for maps of half the side
+) -> torch.Tensor:  # maps of order 0, 1 and 2, float [B,C,1+2L+L²,S/4,S/4]
+    "The scattering transform |…|x∗ψ|∗ψ'…|∗φ of a batch"
+    fine, coarse = psi.chunk(2)
+    x = torch.fft.fft2(F.pad(images, (4, 4, 4, 4), mode="reflect"))[:, :, None]
+    u_fine, u_coarse = torch.fft.ifft2(x * fine).abs(), _filtered(x, coarse)
+    u_fine = torch.fft.fft2(u_fine)
+    u_both = torch.fft.fft2(torch.cat([u_coarse, _filtered(u_fine, coarse)], 2))
+    maps = [
+        _subsample(x * average, 4),
+        _subsample(u_fine * average, 4),
+        _subsample(u_both * coarse_average, 2),
+    ]
+    return torch.fft.ifft2(torch.cat(maps, 2)).real[..., 1:-1, 1:-1]
+
+# %% ../nbs/34_scattering.ipynb #88f5e732
+def _averages(
+    side: int,  # side of the padded images, pixels
+) -> tuple:  # Fourier transforms of φ at full and at half the resolution
+    "The Gaussian that averages over four pixels"
+    zero, one = torch.zeros(1), torch.ones(1)
+    average = _morlets(zero, zero, 1.6 * one, one, side, wave=False)[0]
+    low = torch.cat([torch.arange(side // 4), torch.arange(side * 3 // 4, side)])
+    return average, average[low][:, low]
+
 # %% ../nbs/34_scattering.ipynb #1ce41a82
 class Scattering(nn.Module):
-    "Parametric scattering network: learnable wavelets, modulus, average; then one linear layer (Gauthier et al. 2021)"
+    "Parametric scattering network: learned wavelets and a linear layer (Gauthier et al. 2021)"
 
     def __init__(
         self,
-        size: int,  # side of the images: a multiple of 2^J
+        size: int,  # side of the images in pixels, a multiple of 4
         in_channels: int,  # channels of the images
-        n_classes: int,  # outputs
-        scales: int = 2,  # J: averages over 2^J pixels; 2 is what is built
-        orientations: int = 8,  # L
+        n_classes: int,  # number of classes
     ):
         super().__init__()
-        if scales != 2:
-            raise ValueError(f"scales={scales}: the scattering of the paper has J = 2")
         if size % 4 or size < 8:
             raise ValueError(
-                f"images of {size} pixels a side: scattering over 2^2 pixels needs a multiple of 4, from 8 up"
+                f"images of {size} pixels a side: scattering over 2^2 pixels needs "
+                "a multiple of 4, from 8 up"
             )
-        self.size, self.orientations, self.pad = size, orientations, 4
-        self.wavelets = nn.ParameterDict(
-            {k: nn.Parameter(v) for k, v in _morlet_parameters(scales, orientations).items()}
-        )
-        one = torch.ones(1)
-        average = _morlets(
-            0 * one, 0 * one, 0.8 * 2 ** (scales - 1) * one, one, size + 8, wave=False
-        )[0]
-        low = torch.cat(
-            [torch.arange((size + 8) // 4), torch.arange((size + 8) * 3 // 4, size + 8)]
-        )
+        self.size = size
+        start = _morlet_parameters()
+        self.wavelets = nn.ParameterDict({k: nn.Parameter(v) for k, v in start.items()})
+        average, coarse_average = _averages(size + 8)
         self.register_buffer("average", average, persistent=False)
-        self.register_buffer("coarse_average", average[low][:, low], persistent=False)
-        channels = in_channels * (1 + scales * orientations + orientations**2)
+        self.register_buffer("coarse_average", coarse_average, persistent=False)
+        channels = in_channels * 81
+        features = channels * (size // 4) ** 2
         self.head = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            nn.Flatten(),
-            nn.Linear(channels * (size // 4) ** 2, n_classes),
+            nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(features, n_classes)
         )
 
     def parameter_groups(self):
-        "Parameter groups for SGD: no weight decay on the wavelets, which would pull them towards frequency and width zero"
+        "Group the parameters for the optimizer: no weight decay on the wavelets"
         return [
             dict(params=list(self.head.parameters())),
             dict(params=list(self.wavelets.parameters()), weight_decay=0.0),
@@ -136,21 +150,12 @@ class Scattering(nn.Module):
 
     def scatter(
         self,
-        x: torch.Tensor,  # [B,C,S,S]
-    ) -> torch.Tensor:  # [B,C,1+2L+L²,S/4,S/4]
-        "|…|x∗ψ|∗ψ'…|∗φ of order 0, 1 and 2"
-        L, side = self.orientations, self.size + 2 * self.pad
-        psi = _morlets(*(self.wavelets[k] for k in ("theta", "xi", "sigma", "slant")), side)
-        x = torch.fft.fft2(F.pad(x, (self.pad,) * 4, mode="reflect"))[:, :, None]
-        fine, coarse = torch.fft.ifft2(x * psi[:L]).abs(), _filtered(x, psi[L:])
-        fine = torch.fft.fft2(fine)
-        second = _filtered(fine, psi[L:])
-        out = [
-            _subsample(x * self.average, 4),
-            _subsample(fine * self.average, 4),
-            _subsample(torch.fft.fft2(torch.cat([coarse, second], 2)) * self.coarse_average, 2),
-        ]
-        return torch.fft.ifft2(torch.cat(out, 2)).real[..., 1:-1, 1:-1]
+        images: torch.Tensor,  # images, float [B,C,S,S]
+    ) -> torch.Tensor:  # maps, float [B,C,81,S/4,S/4]
+        "The scattering transform with the wavelets as they are now"
+        psi = _morlets(**self.wavelets, size=self.size + 8)
+        return _scatter(images, psi, self.average, self.coarse_average)
 
     def forward(self, x):
-        return self.head(torch.cat([self.scatter(part) for part in x.split(64)]).flatten(1, 2))
+        maps = torch.cat([self.scatter(part) for part in x.split(64)])
+        return self.head(maps.flatten(1, 2))

@@ -145,8 +145,8 @@ def test_a_policy_comes_before_cutout_and_reaches_generated_images(trained):
     )
     assert classifier.mixes_labels(build("CutMix", TRAIN).mixer)
     assert (
-        Policy("AutoAugment", 64).one.policy.name == "CIFAR10"
-        and Policy("AutoAugment", 96).one.policy.name == "IMAGENET"
+        Policy("AutoAugment", 64).transform.policy.name == "CIFAR10"
+        and Policy("AutoAugment", 96).transform.policy.name == "IMAGENET"
     )
 
 
