@@ -29,32 +29,52 @@ from .mixing import ChimeraMix, GridMix, HydraMix, MixUp, MixUpN, NMix, SegMix
 from .scattering import Scattering
 from .supermix import SuperMix, supermix
 
-# %% ../nbs/38_baselines.ipynb #8b2f226b
-def _needs_generator(
-    mixer,  # HydraMix or ChimeraMix
-    name: str,  # method, for the error
-):
-    "Builder of a method whose mixer needs a trained generator"
+# %% ../nbs/38_baselines.ipynb #5beebb5a
+def _baseline(train, trained=None) -> Method:
+    return Method()
 
-    def build(train, trained=None, *, cache=None, **settings) -> Method:
-        if trained is None:
-            raise ValueError(
-                f"{name} needs a trained generator: gan.fit(train, gan.profile(…, **GENERATORS[{name!r}])) makes one, trained=… hands it over"
-            )
-        if trained.config.mixing != GENERATORS[name].get("mixing", "hydra"):
-            raise ValueError(
-                f"{name} needs a generator trained with mixing={GENERATORS[name].get('mixing', 'hydra')!r}; this one was trained with {trained.config.mixing!r}"
-            )
-        return Method(mixer=mixer(trained, train, cache=cache, **settings))
 
-    build.takes = [mixer]
+def _cutout(
+    train,
+    trained=None,
+    size=None,  # side of the square in pixels; None: the paper's
+) -> Method:
+    return Method(transform=Cutout.for_images(train) if size is None else Cutout(size))
+
+
+def _random_erasing(
+    train,
+    trained=None,
+    p=0.5,  # share of images that are changed
+    area=(0.02, 0.4),  # least and largest erased share
+    aspect=0.3,  # smallest ratio of height to width
+) -> Method:
+    return Method(transform=RandomErasing(p, area, aspect))
+
+
+def _cosine(train, trained=None) -> Method:
+    return Method(loss=cosine_loss)
+
+
+def _scattering(train, trained=None) -> Method:
+    return Method(network=partial(Scattering, train.images.shape[-1]))
+
+# %% ../nbs/38_baselines.ipynb #696e4d88
+def _policy(
+    name: str,  # "AutoAugment" or "TrivialAugment"
+):  # builder
+    "Builder of a method that is an automatic augmentation"
+
+    def build(train, trained=None) -> Method:
+        return Method(transform=Policy(name, train.images.shape[-1]))
+
     return build
 
 # %% ../nbs/38_baselines.ipynb #edb0d7f3
 def _mixes(
     mixer,  # class of a mixer that is made of the images alone
-    *others,  # functions that it hands settings on to
-):
+    *others,  # functions to which it hands settings on
+):  # builder
     "Builder of a method that is a mixer"
 
     def build(train, trained=None, **settings) -> Method:
@@ -62,27 +82,6 @@ def _mixes(
 
     build.takes = [mixer, *others]
     return build
-
-# %% ../nbs/38_baselines.ipynb #94387a7b
-def _edited(
-    train,
-    trained=None,
-    *,
-    generated=None,  # folder of edited images, see `37_diffusemix`
-    prompts=None,  # which of them to take; None: all
-    strength=0.2,  # share of the fractal
-    seed=0,  # of fractals and masks
-) -> Method:
-    "Builder of DiffuseMix"
-    if generated is None:
-        raise ValueError(
-            "DiffuseMix needs a folder of edited images: nbs/experiments/diffuse.ipynb makes one, "
-            "generated=… hands it over"
-        )
-    return Method(mixer=DiffuseMix(train, generated, prompts=prompts, strength=strength, seed=seed))
-
-
-_edited.takes = []
 
 # %% ../nbs/38_baselines.ipynb #57687954
 GENERATORS = {
@@ -92,22 +91,62 @@ GENERATORS = {
     "ChimeraMix": dict(mixing="segments", n_images=2),
 }
 
+# %% ../nbs/38_baselines.ipynb #8b2f226b
+def _needs_generator(
+    mixer,  # HydraMix or ChimeraMix
+    name: str,  # name of the method, a key of GENERATORS
+):  # builder
+    "Builder of a method whose mixer needs a trained generator"
+    mixing = GENERATORS[name].get("mixing", "hydra")
+
+    def build(train, trained=None, *, cache=None, **settings) -> Method:
+        if trained is None:
+            raise ValueError(
+                f"{name} needs a trained generator: gan.fit(train, gan.profile(…, "
+                f"**GENERATORS[{name!r}])) makes one, trained=… hands it over"
+            )
+        if trained.config.mixing != mixing:
+            raise ValueError(
+                f"{name} needs a generator trained with mixing={mixing!r}; "
+                f"this one was trained with {trained.config.mixing!r}"
+            )
+        return Method(mixer=mixer(trained, train, cache=cache, **settings))
+
+    build.takes = [mixer]
+    return build
+
+# %% ../nbs/38_baselines.ipynb #94387a7b
+def _diffusemix(
+    train,
+    trained=None,
+    *,
+    generated=None,  # folder of edited images, see `generate_variants`
+    prompts=None,  # prompts to take; None: all
+    strength=0.2,  # share of the fractal, 0…1
+    seed=0,  # seed of fractals and masks
+) -> Method:
+    "Builder of DiffuseMix"
+    if generated is None:
+        raise ValueError(
+            "DiffuseMix needs a folder of edited images: nbs/experiments/diffuse.ipynb "
+            "makes one, generated=… hands it over"
+        )
+    mixer = DiffuseMix(train, generated, prompts=prompts, strength=strength, seed=seed)
+    return Method(mixer=mixer)
+
+
+_diffusemix.takes = []
+
 # %% ../nbs/38_baselines.ipynb #df02c38d
 METHODS = {
-    "Baseline": lambda train, trained=None: Method(),
-    "Cutout": lambda train, trained=None, size=None: Method(
-        transform=Cutout(size) if size is not None else Cutout.for_images(train)
-    ),
-    "Random Erasing": lambda train, trained=None, p=0.5, area=(0.02, 0.4), aspect=0.3: Method(
-        transform=RandomErasing(p, area, aspect)
-    ),
-    "Cosine": lambda train, trained=None: Method(loss=cosine_loss),
+    "Baseline": _baseline,
+    "Cutout": _cutout,
+    "Random Erasing": _random_erasing,
+    "Cosine": _cosine,
     "MixUp": _mixes(MixUp),
     "MixUpN": _mixes(MixUpN),
     "CutMix": _mixes(CutMix),
-    "Scattering": lambda train, trained=None: Method(
-        network=partial(Scattering, train.images.shape[-1])
-    ),
+    "Scattering": _scattering,
     "GLICO": _mixes(GLICO, fit_latents),
     "SuperMix": _mixes(SuperMix, supermix),
     "GridMix": _mixes(GridMix),
@@ -117,69 +156,63 @@ METHODS = {
     "ChimeraMix+Seg": _needs_generator(ChimeraMix, "ChimeraMix+Seg"),
     "ChimeraMix": _needs_generator(ChimeraMix, "ChimeraMix"),
     "HydraMix": _needs_generator(HydraMix, "HydraMix"),
-    "DiffuseMix": _edited,
-    "AutoAugment": lambda train, trained=None: Method(
-        transform=Policy("AutoAugment", train.images.shape[-1])
-    ),
-    "TrivialAugment": lambda train, trained=None: Method(
-        transform=Policy("TrivialAugment", train.images.shape[-1])
-    ),
+    "DiffuseMix": _diffusemix,
+    "AutoAugment": _policy("AutoAugment"),
+    "TrivialAugment": _policy("TrivialAugment"),
 }
 
 # %% ../nbs/38_baselines.ipynb #2ef8c490
-def _accepted(
+def _settings_of(
     builder,  # entry of METHODS
-) -> set:  # names of the settings it takes; None where it takes any
-    "Settings of a builder: its own, and those of what it hands them on to"
-    names = [
-        p
-        for f in (builder, *getattr(builder, "takes", []))
-        for p in inspect.signature(f).parameters.values()
-    ]
-    if not hasattr(builder, "takes") and any(p.kind == p.VAR_KEYWORD for p in names):
+) -> set:  # names of its settings; None where it takes any
+    "Collect the settings of a builder, and those of the functions to which it hands them on"
+    parameters = []
+    for f in (builder, *getattr(builder, "takes", [])):
+        parameters += inspect.signature(f).parameters.values()
+    if not hasattr(builder, "takes") and any(p.kind == p.VAR_KEYWORD for p in parameters):
         return None
-    return {p.name for p in names if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {
-        "train",
-        "trained",
-        "images",
-        "targets",
-    }
+    names = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return names - {"train", "trained", "images", "targets"}
+
+
+def _check_choices(name, profile, auto_augment):
+    "ValueError if a method, profile or policy does not exist, or two policies meet"
+    for what, value, known in (
+        ("method", name, METHODS),
+        ("profile", profile, classifier.PROFILES),
+        ("auto_augment", auto_augment, POLICIES),
+    ):
+        if value not in known:
+            raise ValueError(f"{what} {value!r}: one of {', '.join(known)}")
+    if auto_augment != "none" and name in POLICIES:
+        raise ValueError(
+            f"{name} is an automatic augmentation itself: "
+            f"auto_augment={auto_augment!r} would be a second one"
+        )
 
 # %% ../nbs/38_baselines.ipynb #c298b8ae
 def build(
-    name: str,  # one of METHODS
+    name: str,  # name of the method, a key of METHODS
     train: ImageSet,  # the few images
     *,
-    trained=None,  # generator, for the methods in GENERATORS
-    auto_augment: str = "none",  # "none", "AutoAugment" or "TrivialAugment", on every image the classifier sees
-    profile: str = "paper",  # size of the trainings that GLICO and SuperMix do here
-    p_gen: float | None = None,  # share of generated batches; None: the method's own
-    seed: int = 0,  # of those trainings
+    trained=None,  # trained generator, for the methods in GENERATORS
+    auto_augment: str = "none",  # policy on every image: "none", "AutoAugment", "TrivialAugment"
+    profile: str = "paper",  # size of the trainings that GLICO and SuperMix do
+    p_gen: float | None = None,  # share of generated batches, 0…1; None: the method's own
+    seed: int = 0,  # seed of those trainings
     cache=None,  # folder for label maps
-    progress: bool = True,  # show their progress bars
-    **settings,  # of the method: n_images, alpha, size, …
+    progress: bool = True,  # whether to show progress bars
+    **settings,  # settings of the method: n_images, alpha, size, …
 ) -> Method:  # for classifier.fit
-    "A method of the tables by its name"
-    if name not in METHODS:
-        raise ValueError(f"method {name!r}: one of {', '.join(METHODS)}")
-    if profile not in classifier.PROFILES:
-        raise ValueError(f"profile {profile!r}: one of {', '.join(classifier.PROFILES)}")
-    if auto_augment not in POLICIES:
-        raise ValueError(f"auto_augment {auto_augment!r}: one of {', '.join(POLICIES)}")
-    if auto_augment != "none" and name in POLICIES:
-        raise ValueError(
-            f"{name} is an automatic augmentation itself: auto_augment={auto_augment!r} would be a second one"
-        )
-    takes, common = (
-        _accepted(METHODS[name]),
-        dict(profile=profile, seed=seed, cache=cache, progress=progress),
-    )
-    if takes is not None:
-        if wrong := sorted(set(settings) - takes):
-            raise ValueError(
-                f"{name} has no setting {wrong[0]!r}; it takes {', '.join(sorted(takes - set(common))) or 'none'}"
-            )
-        common = {k: v for k, v in common.items() if k in takes}
+    "Build a method of the tables by its name. ValueError for unknown names and settings"
+    _check_choices(name, profile, auto_augment)
+    known = _settings_of(METHODS[name])
+    common = dict(profile=profile, seed=seed, cache=cache, progress=progress)
+    if known is not None:
+        if wrong := sorted(set(settings) - known):
+            own = ", ".join(sorted(known - set(common))) or "none"
+            raise ValueError(f"{name} has no setting {wrong[0]!r}; it takes {own}")
+        common = {k: v for k, v in common.items() if k in known}
     method = METHODS[name](train, trained, **common, **settings)
     if p_gen is not None:
         if method.mixer is None:
@@ -188,6 +221,5 @@ def build(
     if auto_augment == "none":
         return method
     policy = Policy(auto_augment, train.images.shape[-1])
-    return replace(
-        method, transform=Chain((policy, method.transform)) if method.transform else policy
-    )
+    chain = Chain((policy, method.transform)) if method.transform else policy
+    return replace(method, transform=chain)

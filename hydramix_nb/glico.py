@@ -23,47 +23,62 @@ from .training import seeded
 
 # %% ../nbs/35_glico.ipynb #6185725c
 def _slerp(
-    a: torch.Tensor,  # [B,d], unit vectors
-    b: torch.Tensor,  # [B,d], unit vectors
-    t: torch.Tensor,  # [B], 0 is a, 1 is b
-) -> torch.Tensor:  # [B,d], unit vectors on the arc between
+    a: torch.Tensor,  # unit vectors, float [B,d]
+    b: torch.Tensor,  # unit vectors, float [B,d]
+    t: torch.Tensor,  # positions on the arcs, float [B]; 0 is a, 1 is b
+) -> torch.Tensor:  # unit vectors, float [B,d]
     "Spherical linear interpolation; along the chord where a and b are the same"
     angle = (a * b).sum(1).clamp(-1, 1).acos()[:, None]
     t, sine = t[:, None], angle.sin()
     far = sine > 1e-4
-    weight = lambda t: torch.where(
-        far, (t * angle).sin() / sine.where(far, torch.ones_like(sine)), t
-    )
-    return weight(1 - t) * a + weight(t) * b
+    divisor = sine.where(far, torch.ones_like(sine))
+    of_a = torch.where(far, ((1 - t) * angle).sin() / divisor, 1 - t)
+    of_b = torch.where(far, (t * angle).sin() / divisor, t)
+    return of_a * a + of_b * b
 
 # %% ../nbs/35_glico.ipynb #85e66164
 def _latent_loss(
-    generated: torch.Tensor,  # [B,C,S,S]
-    images: torch.Tensor,  # [B,C,S,S]
-) -> torch.Tensor:  # scalar
-    "Laplacian pyramid with its last residual, mean absolute difference per level: GLO's Lap1 in place of the perceptual network"
-    return sum(level.abs().mean() for level in laplacian_pyramid(generated - images, residual=True))
+    generated: torch.Tensor,  # generated images, float [B,C,S,S] in −1…1
+    images: torch.Tensor,  # training images, float [B,C,S,S] in −1…1
+) -> torch.Tensor:  # loss, scalar
+    "Lap1 of GLO: mean absolute difference per level of a Laplacian pyramid, with its residual"
+    levels = laplacian_pyramid(generated - images, residual=True)
+    return sum(level.abs().mean() for level in levels)
+
+# %% ../nbs/35_glico.ipynb #78693935
+def _upscaling(
+    widths: list,  # features of each map, the coarsest first
+    in_channels: int,  # channels of the images
+    large: bool,  # for images above 64 pixels
+) -> nn.Sequential:  # from maps [B,widths[0],s,s] to images in −1…1
+    "Transposed convolutions, each of which doubles the side"
+    layers = []
+    for a, b in pairwise(widths):
+        layers.append(nn.ConvTranspose2d(a, b, 4, 2, 1))
+        layers += [nn.BatchNorm2d(b), nn.ReLU()] if large else [nn.LeakyReLU(0.2)]
+    if large:
+        layers.append(nn.Conv2d(widths[-1], in_channels, 3, 1, 1))
+    else:
+        layers.append(nn.ConvTranspose2d(widths[-1], in_channels, 4, 2, 1))
+    return nn.Sequential(*layers, nn.Tanh())
 
 # %% ../nbs/35_glico.ipynb #e7c36fa7
 class LatentGenerator(nn.Module):
-    "GLICO's generator: a latent on the unit sphere and a noise vector to an image, without any encoder (Azuri & Weinshall 2021)"
+    "GLICO's generator: from latents on the unit sphere to images (Azuri & Weinshall 2021)"
 
     def __init__(
         self,
         in_channels: int,  # channels of the images
-        size: int,  # side of the images
+        size: int,  # side of the images, pixels
         latent: int = 512,  # length of a latent
         noise: int = 100,  # length of the noise
         hidden: int = 1024,  # features of the first layer
-        features: int = 128,  # features of the coarsest map up to 64 pixels; four times as many above
+        features: int = 128,  # features of the coarsest map; four times as many above 64 pixels
     ):
         super().__init__()
         large = size > 64
-        widths = (
-            [4 * features, 2 * features, features, features // 2]
-            if large
-            else [features, features // 2]
-        )
+        widths = [4, 2, 1, 0.5] if large else [1, 0.5]
+        widths = [int(features * w) for w in widths]
         scale = 8 if large else 4
         if size % scale:
             raise ValueError(
@@ -77,76 +92,89 @@ class LatentGenerator(nn.Module):
             nn.Linear(hidden, math.prod(self.start), bias=False),
             nn.LeakyReLU(0.2),
         )
-        ups = [
-            part
-            for a, b in pairwise(widths)
-            for part in (
-                nn.ConvTranspose2d(a, b, 4, 2, 1),
-                *([nn.BatchNorm2d(b), nn.ReLU()] if large else [nn.LeakyReLU(0.2)]),
-            )
-        ]
-        last = (
-            nn.Conv2d(widths[-1], in_channels, 3, 1, 1)
-            if large
-            else nn.ConvTranspose2d(widths[-1], in_channels, 4, 2, 1)
-        )
-        self.image = nn.Sequential(*ups, last, nn.Tanh())
+        self.image = _upscaling(widths, in_channels, large)
         for m in self.modules():
             if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_normal_(m.weight, math.sqrt(2))
 
     def forward(
         self,
-        z: torch.Tensor,  # [B,latent]
-    ) -> torch.Tensor:  # [B,C,S,S] in −1…1
+        z: torch.Tensor,  # latents, float [B,latent]
+    ) -> torch.Tensor:  # images, float [B,C,S,S] in −1…1
+        "Generate an image for each latent, with fresh noise"
         noise = self.project(0.15 * torch.randn(len(z), self.noise, device=z.device))
-        return self.image(
-            self.dense(torch.cat([F.normalize(z), noise], 1)).unflatten(1, self.start)
-        )
+        features = self.dense(torch.cat([F.normalize(z), noise], 1))
+        return self.image(features.unflatten(1, self.start))
+
+# %% ../nbs/35_glico.ipynb #353ea20a
+def _small_network(
+    in_channels: int,  # channels of the images
+    n_classes: int,  # number of classes
+) -> nn.Sequential:  # images [B,C,S,S] to logits [B,n_classes]
+    "Three strided convolutions and a linear layer"
+    layers = []
+    for a, b in pairwise([in_channels, 32, 64, 128]):
+        layers += [nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes)]
+    return nn.Sequential(*layers)
+
+# %% ../nbs/35_glico.ipynb #0c1e985b
+def _default_steps(
+    train: ImageSet,  # the few images
+    batch_size: int,  # images in a step
+) -> int:  # number of steps
+    "200 passes over the repeated set, as for the generator of HydraMix"
+    samples_per_class = max(len(train) // len(train.classes), 1)
+    repeats = max((30 if train.images.shape[-1] > 64 else 500) // samples_per_class, 1)
+    return 200 * math.ceil(len(train) * repeats / batch_size)
+
+
+def _optimizers(
+    generator: nn.Module,  # GLICO's generator
+    latents: torch.Tensor,  # latents of the images, float [n,latent]
+    classifier: nn.Module,  # judge of the generated images
+    lr: float,  # learning rate of the latents
+) -> list:  # of the generator, the latents and the classifier
+    "The three optimizers of the authors' code"
+    return [
+        torch.optim.Adam(generator.parameters(), 0.7 * lr, (0.5, 0.999)),
+        torch.optim.Adam([latents], lr, (0.5, 0.999)),
+        torch.optim.SGD(classifier.parameters(), 0.1, 0.9, weight_decay=1e-4),
+    ]
 
 # %% ../nbs/35_glico.ipynb #7a1691cd
 def fit_latents(
     train: ImageSet,  # the few images
     *,
-    steps: int
-    | None = None,  # optimiser steps; None: 200 passes over the repeated set, as for HydraMix' generator
+    steps: int | None = None,  # training steps; None: as many as HydraMix' generator sees
     batch_size: int | None = None,  # images in a step; None: 128 up to 64 pixels, 32 above
     latent: int = 512,  # length of a latent
-    lr: float = 1e-3,  # of the latents; the generator's is 0.7 of it; both halve every 70/200 of the training
-    gamma: float = 0.5,  # weight of the cross-entropy
-    features: int = 128,  # of the generator
-    seed: int = 0,  # of weights, latents, order and noise
-    progress: bool = True,  # show a progress bar
-) -> tuple:  # generator in evaluation mode, latents [n,latent] of length one
-    "GLICO: learn a generator and one latent per image together, so that the images come back and a classifier tells their classes"
-    images, device, large = to_float(train.images), train.images.device, train.images.shape[-1] > 64
-    batch_size = min(batch_size or (32 if large else 128), len(train))
-    repeats = max((30 if large else 500) // max(len(train) // len(train.classes), 1), 1)
-    steps = steps or 200 * math.ceil(len(train) * repeats / batch_size)
+    lr: float = 1e-3,  # learning rate of the latents; the generator's is 0.7 of it
+    gamma: float = 0.5,  # weight γ of the cross-entropy
+    features: int = 128,  # features of the generator
+    seed: int = 0,  # seed of weights, latents, order and noise
+    progress: bool = True,  # whether to show a progress bar
+) -> tuple:  # generator in evaluation mode; latents, float [n,latent], of length one
+    "GLICO: learn a generator, one latent per image and a classifier together"
+    images, device = to_float(train.images), train.images.device
+    n, large = len(train), images.shape[-1] > 64
+    batch_size = min(batch_size or (32 if large else 128), n)
+    batches = math.ceil(n / batch_size)
+    steps = steps or _default_steps(train, batch_size)
     with seeded(seed, device):
-        generator = LatentGenerator(
-            images.shape[1], images.shape[-1], latent, features=features
-        ).to(device)
-        judge = _small_network(images.shape[1], len(train.classes)).to(device)
-        latents = F.normalize(torch.randn(len(train), latent, device=device)).requires_grad_()
-        optimizers = [
-            torch.optim.Adam(generator.parameters(), 0.7 * lr, (0.5, 0.999)),
-            torch.optim.Adam([latents], lr, (0.5, 0.999)),
-            torch.optim.SGD(judge.parameters(), 0.1, 0.9, weight_decay=1e-4),
-        ]
-        per_epoch = math.ceil(len(train) / batch_size)
+        generator = LatentGenerator(*images.shape[1:3], latent, features=features).to(device)
+        classifier = _small_network(images.shape[1], len(train.classes)).to(device)
+        latents = F.normalize(torch.randn(n, latent, device=device)).requires_grad_()
+        optimizers = _optimizers(generator, latents, classifier, lr)
         for step in tqdm(range(steps), desc="GLICO", disable=not progress, mininterval=1):
-            if step % per_epoch == 0:
-                order = (torch.randperm(per_epoch * batch_size, device=device) % len(train)).split(
-                    batch_size
-                )
-            index = order[step % per_epoch]
-            for optimizer, rate in zip(optimizers, (0.7 * lr, lr)):
+            if step % batches == 0:
+                order = torch.randperm(batches * batch_size, device=device) % n
+            index = order.split(batch_size)[step % batches]
+            for optimizer, rate in zip(optimizers[:2], (0.7 * lr, lr), strict=True):
                 optimizer.param_groups[0]["lr"] = rate * 0.5 ** (step * 200 // (steps * 70))
             generated = generator(latents[index])
-            loss = _latent_loss(generated, images[index]) + gamma * F.cross_entropy(
-                judge(generated), train.labels[index]
-            )
+            entropy = F.cross_entropy(classifier(generated), train.labels[index])
+            loss = _latent_loss(generated, images[index]) + gamma * entropy
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -158,47 +186,33 @@ def fit_latents(
         raise FloatingPointError(f"GLICO's training diverged: lower lr (now {lr})")
     return generator.eval(), latents.detach()
 
-
-def _small_network(in_channels, n_classes):
-    "Three strided convolutions and a linear layer"
-    widths = [in_channels, 32, 64, 128]
-    return nn.Sequential(
-        *(
-            part
-            for a, b in pairwise(widths)
-            for part in (nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
-        ),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(widths[-1], n_classes),
-    )
-
 # %% ../nbs/35_glico.ipynb #d71a8081
-class GLICO(Mixer):
-    "Images on the arc between two latents of a class"
-
-    def __init__(
-        self,
-        train: ImageSet,  # the few images
-        profile: str = "paper",  # "paper", "small" or "tiny"
-        seed: int = 0,  # of the generator's training
-        progress: bool = True,  # show a progress bar
-        **settings,  # of fit_latents
-    ):
-        super().__init__(train)
-        if profile not in _PROFILES:
-            raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
-        self.generator, self.latents = fit_latents(
-            train, seed=seed, progress=progress, **{**_PROFILES[profile], **settings}
-        )
-
-    def mix(self, index):
-        t = torch.randint(1, 5, (len(index),), device=index.device) / 10
-        return self.generator(_slerp(self.latents[index[:, 0]], self.latents[index[:, 1]], t))
-
-
 _PROFILES = dict(
     paper={},
     small=dict(steps=1500, batch_size=32),
     tiny=dict(steps=4, batch_size=8, latent=16, features=8),
 )
+
+
+class GLICO(Mixer):
+    "Generate images on the arc between two latents of a class"
+
+    def __init__(
+        self,
+        train: ImageSet,  # the few images
+        profile: str = "paper",  # size of the training: "paper", "small" or "tiny"
+        seed: int = 0,  # seed of the training
+        progress: bool = True,  # whether to show a progress bar
+        **settings,  # settings of fit_latents, which go before the profile's
+    ):
+        super().__init__(train)
+        if profile not in _PROFILES:
+            raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
+        settings = {**_PROFILES[profile], **settings}
+        self.generator, self.latents = fit_latents(train, seed=seed, progress=progress, **settings)
+
+    def mix(self, index):
+        "Images near the first of each pair: t from 0.1 to 0.4"
+        t = torch.randint(1, 5, (len(index),), device=index.device) / 10
+        between = _slerp(self.latents[index[:, 0]], self.latents[index[:, 1]], t)
+        return self.generator(between)

@@ -22,49 +22,60 @@ from .training import seeded
 
 # %% ../nbs/36_supermix.ipynb #8d054887
 def _soft_masks(
-    m: torch.Tensor,  # [B,K,w,w], free variables
-    size: int,  # side of the images
-) -> torch.Tensor:  # [B,K,1,size,size] in 0…1, summing to one over K
-    "Masks of SuperMix: bilinear upsampling, sigmoid, normalised over the images"
+    m: torch.Tensor,  # free variables, float [B,K,w,w]
+    size: int,  # side of the images, pixels
+) -> torch.Tensor:  # masks, float [B,K,1,size,size] in 0…1, summing to one over K
+    "Enlarge bilinearly, squash to 0…1, and normalise over the images"
     m = torch.sigmoid(F.interpolate(m, (size, size), mode="bilinear"))
     return (m / m.sum(1, keepdim=True))[:, :, None]
 
 # %% ../nbs/36_supermix.ipynb #9410207d
 def _smooth(
-    g: torch.Tensor,  # [B,K,w,w]
-    sigma: float,  # width of the Gaussian in cells
-) -> torch.Tensor:  # [B,K,w,w]
-    "Gaussian blur, zeros outside"
+    g: torch.Tensor,  # gradients of the free variables, float [B,K,w,w]
+    sigma: float,  # width of the Gaussian, cells
+) -> torch.Tensor:  # smoothed gradients, float [B,K,w,w]
+    "Blur with a Gaussian, zeros outside"
     radius = round(2.5 * sigma)
-    taps = torch.exp(
-        -(torch.arange(-radius, radius + 1, device=g.device, dtype=g.dtype) ** 2) / (2 * sigma**2)
-    )
-    taps, flat = (taps / taps.sum()).view(1, 1, -1), g.flatten(0, 1)[:, None]
-    return F.conv2d(
-        F.conv2d(flat, taps[..., None], padding=(radius, 0)), taps[:, :, None], padding=(0, radius)
-    ).view_as(g)
+    at = torch.arange(-radius, radius + 1, device=g.device, dtype=g.dtype)
+    taps = torch.exp(-(at**2) / (2 * sigma**2))
+    taps = (taps / taps.sum()).view(1, 1, -1)
+    flat = g.flatten(0, 1)[:, None]
+    down = F.conv2d(flat, taps[..., None], padding=(radius, 0))
+    return F.conv2d(down, taps[:, :, None], padding=(0, radius)).view_as(g)
 
 # %% ../nbs/36_supermix.ipynb #0a486f55
-def _mix_loss(outputs, targets, masks, sparsity):
-    "KL(targets ‖ teacher) + λ_s · mean m(1−m), per sample"
-    return F.kl_div(F.log_softmax(outputs, 1), targets, reduction="none").sum(1) + sparsity * (
-        masks * (1 - masks)
-    ).flatten(1).mean(1)
+def _mix_loss(
+    outputs: torch.Tensor,  # logits of the teacher for the mixed images, float [B,classes]
+    targets: torch.Tensor,  # mixed labels, float [B,classes]
+    masks: torch.Tensor,  # masks, float [B,K,1,S,S]
+    sparsity: float,  # weight λ_s of the second term
+) -> torch.Tensor:  # loss of each sample, float [B]
+    "KL(targets ‖ teacher) + λ_s · mean m(1−m)"
+    kl = F.kl_div(F.log_softmax(outputs, 1), targets, reduction="none").sum(1)
+    return kl + sparsity * (masks * (1 - masks)).flatten(1).mean(1)
+
+
+def _first_classes(
+    scores: torch.Tensor,  # logits or mixed labels, float [B,classes]
+    k: int,  # number of classes
+) -> torch.Tensor:  # int64 [B,k], in ascending order
+    "The k classes with the largest scores"
+    return scores.topk(k, 1).indices.sort(1).values
 
 # %% ../nbs/36_supermix.ipynb #dd063441
 def supermix(
     teacher: nn.Module,  # classifier in evaluation mode
-    images: torch.Tensor,  # float [B,K,C,S,S] in −1…1
-    targets: torch.Tensor,  # float [B,classes], the mixed labels that the teacher shall see
+    images: torch.Tensor,  # images to mix, float [B,K,C,S,S] in −1…1
+    targets: torch.Tensor,  # mixed labels that the teacher shall see, float [B,classes]
     *,
-    cells: int = 8,  # w, side of the free masks
-    sigma: float = 1.0,  # of the smoothing of gradients, cells
-    sparsity: float = 25.0,  # λ_s
-    iterations: int = 50,  # at most
-) -> tuple:  # mixed [B,C,S,S], masks [B,K,1,S,S], loss [B], whether the K classes are the teacher's K first: bool [B]
-    "Masks that show a teacher the mixed label (Dabouei et al. 2021): Newton steps on KL + λ_s · mean m(1−m), each sample until its classes come first"
+    cells: int = 8,  # side w of the free masks, cells
+    sigma: float = 1.0,  # width of the Gaussian that smooths gradients, cells
+    sparsity: float = 25.0,  # weight λ_s of the sparsity of masks
+    iterations: int = 50,  # largest number of steps
+) -> tuple:  # mixed [B,C,S,S], masks [B,K,1,S,S], loss [B], bool [B]: the teacher sees the classes
+    "Find masks that show a teacher the mixed labels (Dabouei et al. 2021)"
     b, k, _, size, _ = images.shape
-    wanted = targets.topk(k, 1).indices.sort(1).values
+    wanted = _first_classes(targets, k)
     m = images.new_zeros(b, k, cells, cells)
     done = torch.zeros(b, dtype=torch.bool, device=images.device)
     for _ in range(iterations):
@@ -77,112 +88,113 @@ def supermix(
             outputs = teacher((masks * images[active]).sum(1))
             loss = _mix_loss(outputs, targets[active], masks, sparsity)
             (gradient,) = torch.autograd.grad(loss.sum(), free)
-        direction = _smooth(gradient, sigma)
-        length = loss.detach() / ((gradient * direction).flatten(1).sum(1) + 1e-10)
-        m[active] = free.detach() - length.abs().clamp(1e-4, 2000)[:, None, None, None] * direction
+        g = _smooth(gradient, sigma)
+        length = loss.detach() / ((gradient * g).flatten(1).sum(1) + 1e-10)
+        m[active] = free.detach() - length.abs().clamp(1e-4, 2000)[:, None, None, None] * g
         with torch.no_grad():
             outputs = teacher((_soft_masks(m[active], size) * images[active]).sum(1))
-        done[active] = (outputs.topk(k, 1).indices.sort(1).values == wanted[active]).all(1)
+        done[active] = (_first_classes(outputs, k) == wanted[active]).all(1)
     with torch.no_grad():
         masks = _soft_masks(m, size)
         mixed = (masks * images).sum(1)
         return mixed, masks, _mix_loss(teacher(mixed), targets, masks, sparsity), done
 
+# %% ../nbs/36_supermix.ipynb #bbd349b6
+def _candidates(
+    teacher: nn.Module,  # classifier in evaluation mode
+    train: ImageSet,  # the few images
+    first: torch.Tensor,  # indices of the images with the larger shares, int64 [B]
+    alpha: float,  # parameter of the Dirichlet distribution of the shares
+    settings: dict,  # settings of supermix
+) -> tuple:  # mixed images, mixed labels, loss, whether the teacher sees both classes
+    "Mix each image with one of another class, under random shares of which the first is larger"
+    batch, other = len(first), train.labels[first][:, None] != train.labels
+    second = torch.multinomial(other.float(), 1)[:, 0]
+    dirichlet = torch.distributions.Dirichlet(
+        torch.full((batch, 2), float(alpha), device=first.device)
+    )
+    weights = dirichlet.sample().sort(1, descending=True).values
+    pairs = train.labels[torch.stack([first, second], 1)]
+    one_hot = F.one_hot(pairs, len(train.classes)).float()
+    targets = torch.einsum("bk,bkc->bc", weights, one_hot)
+    images = crop_flip(to_float(train.images[torch.cat([first, second])]))
+    images = images.unflatten(0, (2, batch)).transpose(0, 1)
+    mixed, _, loss, done = supermix(teacher, images, targets, **settings)
+    return mixed, targets, loss, done
+
+# %% ../nbs/36_supermix.ipynb #543884b2
+def _fill_pool(
+    teacher: nn.Module,  # classifier in evaluation mode
+    train: ImageSet,  # the few images
+    count: int,  # number of mixed images
+    alpha: float,  # parameter of the Dirichlet distribution of the shares
+    settings: dict,  # settings of supermix
+    progress: bool,  # whether to show a progress bar
+) -> tuple:  # mixed images and main classes, ImageSet; mixed labels [n,classes]; share accepted
+    "Mix until `count` images show the teacher their classes"
+    n, chunk, parts = len(train), min(count, 100), []
+    order = torch.randperm(n, device=train.labels.device)
+    with tqdm(total=count, desc="SuperMix", disable=not progress, mininterval=1) as bar:
+        for i in range(10 * math.ceil(max(count, n) / chunk)):
+            at = torch.arange(i * chunk, (i + 1) * chunk, device=order.device)
+            mixed, *rest = _candidates(teacher, train, order[at % n], alpha, settings)
+            parts.append((to_uint8(mixed), *rest))
+            bar.update(int(rest[-1].sum()))
+            if bar.n >= count and (i + 1) * chunk >= n:
+                break
+    images, targets, loss, done = (torch.cat(part) for part in zip(*parts, strict=True))
+    accepted, main = float(done.float().mean()), targets.argmax(1)
+    for label in set(main.tolist()) - set(main[done].tolist()):
+        own = (main == label).nonzero()[:, 0]
+        done[own[loss[own].argmin()]] = True
+    return ImageSet(images[done], main[done], train.classes), targets[done], accepted
+
 # %% ../nbs/36_supermix.ipynb #e11b323d
+_PROFILES = dict(paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2))
+
+
 class SuperMix(Mixer):
-    "A pool of images mixed under the supervision of a teacher that was trained on the same few images"
+    "Draw from a pool of images mixed under the supervision of a teacher"
 
     def __init__(
         self,
-        train: ImageSet,  # the few images
-        profile: str = "paper",  # of the teacher's training, and the size of the pool
+        train: ImageSet,  # the few images; the teacher learns from them alone
+        profile: str = "paper",  # size of the teacher's training and of the pool
         *,
-        pool: int | None = None,  # mixed images; None: the profile's
-        alpha: float = 3.0,  # of the Dirichlet of the labels' weights
+        pool: int | None = None,  # number of mixed images; None: the profile's
+        alpha: float = 3.0,  # parameter of the Dirichlet distribution of the shares
         config=None,  # classifier.Config of the teacher; None: the profile's
-        teacher=None,  # a classifier of these classes, trained already
-        seed: int = 0,  # of the teacher and the pool
-        progress: bool = True,  # show progress bars
-        **settings,  # of supermix
+        teacher=None,  # trained classifier of these classes; None: train one
+        seed: int = 0,  # seed of the teacher and the pool
+        progress: bool = True,  # whether to show progress bars
+        **settings,  # settings of supermix, which go before the profile's
     ):
         super().__init__(train)
         if profile not in _PROFILES:
             raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
         size = train.images.shape[-1]
-        settings = (
-            dict(cells=8 if size <= 64 else 16, sigma=1.0 if size <= 64 else 2.0)
-            | _PROFILES[profile]
-            | settings
-        )
-        count, device = pool or settings.pop("pool"), train.images.device
-        settings.pop("pool", None)
-        config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
-        self.teacher = (
-            teacher or classifier.fit(train, train, None, config, progress=progress).model
-        ).eval()
-        with seeded(seed, device):
-            self.fill(count, alpha, settings, progress)
+        masks = dict(cells=8, sigma=1.0) if size <= 64 else dict(cells=16, sigma=2.0)
+        settings = masks | _PROFILES[profile] | settings
+        count = pool or settings["pool"]
+        settings.pop("pool")
+        if teacher is None:
+            config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
+            teacher = classifier.fit(train, train, None, config, progress=progress).model
+        self.teacher = teacher.eval()
+        with seeded(seed, train.images.device):
+            self.pool, self.targets, self.accepted = _fill_pool(
+                self.teacher, train, count, alpha, settings, progress
+            )
 
-    def fill(self, count, alpha, settings, progress):
-        "Mix until `count` images show the teacher their classes, and every training image had its turn; a class without any keeps its best"
-        n, chunk, pool = len(self.train), min(count, 100), []
-        order = torch.randperm(n, device=self.train.labels.device)
-        with tqdm(total=count, desc="SuperMix", disable=not progress, mininterval=1) as bar:
-            for i in range(10 * math.ceil(max(count, n) / chunk)):
-                first = order[torch.arange(i * chunk, (i + 1) * chunk, device=order.device) % n]
-                mixed, targets, loss, done = self.candidates(first, alpha, settings)
-                pool.append((to_uint8(mixed), targets, loss, done))
-                bar.update(int(done.sum()))
-                if bar.n >= count and (i + 1) * chunk >= n:
-                    break
-        images, targets, loss, done = (torch.cat(part) for part in zip(*pool))
-        self.accepted, main = float(done.float().mean()), targets.argmax(1)
-        for label in set(main.tolist()) - set(main[done].tolist()):
-            own = (main == label).nonzero()[:, 0]
-            done[own[loss[own].argmin()]] = True
-        self.targets, self.pool = (
-            targets[done],
-            ImageSet(images[done], main[done], self.train.classes),
-        )
-
-    def candidates(self, first, alpha, settings):
-        "Each of these images and one of another class, under drawn weights of which the first has the larger"
-        labels, batch = self.train.labels, len(first)
-        second = torch.multinomial((labels[first][:, None] != labels).float(), 1)[:, 0]
-        weights = (
-            torch.distributions.Dirichlet(torch.full((batch, 2), float(alpha), device=first.device))
-            .sample()
-            .sort(1, descending=True)
-            .values
-        )
-        targets = torch.einsum(
-            "bk,bkc->bc",
-            weights,
-            F.one_hot(labels[torch.stack([first, second], 1)], len(self.train.classes)).float(),
-        )
-        images = (
-            crop_flip(to_float(self.train.images[torch.cat([first, second])]))
-            .unflatten(0, (2, batch))
-            .transpose(0, 1)
-        )
-        mixed, _, loss, done = supermix(self.teacher, images, targets, **settings)
-        return mixed, targets, loss, done
-
-    def draw(self, labels):
+    def _draw(self, labels):
+        "Mixed images whose larger part has these labels, and their mixed labels"
         index = self.pool.same_class(labels, 1)[:, 0]
         return to_float(self.pool.images[index]), self.targets[index]
 
     def __call__(self, labels):
-        return self.draw(labels.to(self.train.labels.device))[0].to(labels.device)
+        return self._draw(labels.to(self.train.labels.device))[0].to(labels.device)
 
     def augment(self, images, labels, p_gen=None):
-        "With probability p_gen mixed images whose larger part has these labels, with their mixed labels"
+        "With probability p_gen a batch of mixed images and labels"
         check_floats(images)
-        return (
-            self.draw(labels)
-            if torch.rand(()) < (self.p_gen if p_gen is None else p_gen)
-            else (images, labels)
-        )
-
-
-_PROFILES = dict(paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2))
+        return self._draw(labels) if self.flip_coin(p_gen) else (images, labels)
