@@ -130,16 +130,14 @@ class Scattering(nn.Module):
                 "a multiple of 4, from 8 up"
             )
         self.size = size
-        start = _morlet_parameters()
-        self.wavelets = nn.ParameterDict({k: nn.Parameter(v) for k, v in start.items()})
+        start = {k: nn.Parameter(v) for k, v in _morlet_parameters().items()}
+        self.wavelets = nn.ParameterDict(start)
         average, coarse_average = _averages(size + 8)
         self.register_buffer("average", average, persistent=False)
         self.register_buffer("coarse_average", coarse_average, persistent=False)
         channels = in_channels * 81
-        features = channels * (size // 4) ** 2
-        self.head = nn.Sequential(
-            nn.BatchNorm2d(channels), nn.Flatten(), nn.Linear(features, n_classes)
-        )
+        linear = nn.Linear(channels * (size // 4) ** 2, n_classes)
+        self.head = nn.Sequential(nn.BatchNorm2d(channels), nn.Flatten(), linear)
 
     def parameter_groups(self):
         "Group the parameters for the optimizer: no weight decay on the wavelets"

@@ -149,10 +149,10 @@ def _fill_pool(
         done[own[loss[own].argmin()]] = True
     return ImageSet(images[done], main[done], train.classes), targets[done], accepted
 
-# %% ../nbs/36_supermix.ipynb #e11b323d
+# %% ../nbs/36_supermix.ipynb #23dce320
 _PROFILES = dict(paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2))
 
-
+# %% ../nbs/36_supermix.ipynb #e11b323d
 class SuperMix(Mixer):
     "Draw from a pool of images mixed under the supervision of a teacher"
 
@@ -175,15 +175,14 @@ class SuperMix(Mixer):
         size = train.images.shape[-1]
         masks = dict(cells=8, sigma=1.0) if size <= 64 else dict(cells=16, sigma=2.0)
         settings = masks | _PROFILES[profile] | settings
-        count = pool or settings["pool"]
-        settings.pop("pool")
+        count = settings.pop("pool")
         if teacher is None:
             config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
             teacher = classifier.fit(train, train, None, config, progress=progress).model
         self.teacher = teacher.eval()
         with seeded(seed, train.images.device):
             self.pool, self.targets, self.accepted = _fill_pool(
-                self.teacher, train, count, alpha, settings, progress
+                self.teacher, train, pool or count, alpha, settings, progress
             )
 
     def _draw(self, labels):

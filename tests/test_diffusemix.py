@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from hydramix_nb import baselines, classifier, diffusemix, sweeps
+from hydramix_nb import baselines, classifier, diffusemix, editing, sweeps
 from hydramix_nb.data import ImageSet, fit_square, load_images, to_float
 from hydramix_nb.diffusemix import (
     DiffuseMix,
     _blend,
     fractals,
-    generate_variants,
     _half_masks,
     _hybrid,
     _image_key,
@@ -24,7 +23,8 @@ from hydramix_nb.diffusemix import (
     _singular_values,
     variant_path,
 )
-from hydramix_nb.files import weights_digest, write_png
+from hydramix_nb.editing import generate_variants
+from hydramix_nb.files import write_png
 
 needs_diffusers = pytest.mark.skipif(
     not importlib.util.find_spec("diffusers"),
@@ -133,12 +133,12 @@ def test_hybrids_and_blends_are_what_numpy_says(channels, height, width):
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory):
-    return diffusemix.tiny_pipeline(tmp_path_factory.mktemp("tiny"))
+    return editing.tiny_pipeline(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def tiny(tiny_folder):
-    return diffusemix.load_pipeline(tiny_folder)
+    return editing.load_pipeline(tiny_folder)
 
 
 @pytest.fixture
@@ -159,17 +159,17 @@ def test_a_pipeline_comes_back_as_it_was_saved(tiny, tiny_folder):
         and type(tiny.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
     )
     assert tiny.safety_checker is None and tiny.dtype == torch.float32
-    again = diffusemix.load_pipeline(str(tiny_folder))
+    again = editing.load_pipeline(str(tiny_folder))
     settings = dict(prompts=PROMPTS, seeds=[1, 2], size=16, steps=2)
     assert torch.equal(
-        diffusemix.edit(tiny, TRAIN.images[:2], **settings),
-        diffusemix.edit(again, TRAIN.images[:2], **settings),
+        editing.edit(tiny, TRAIN.images[:2], **settings),
+        editing.edit(again, TRAIN.images[:2], **settings),
     )
 
 
 @needs_diffusers
 def test_weights_are_loaded_in_the_type_asked_for(tiny_folder):
-    assert diffusemix.load_pipeline(tiny_folder, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+    assert editing.load_pipeline(tiny_folder, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
 
 
 @needs_diffusers
@@ -180,29 +180,29 @@ def test_pickles_are_refused(copied):
         ValueError,
         match=r"text_encoder holds pytorch_model\.bin, which is a pickle.*safe_serialization=True",
     ):
-        diffusemix.load_pipeline(copied)
+        editing.load_pipeline(copied)
 
 
 @needs_diffusers
 def test_pickles_beside_safetensors_are_not_opened(copied, tiny):
     (copied / "unet/diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
-    pipeline = diffusemix.load_pipeline(copied)
-    assert weights_digest(pipeline.unet) == weights_digest(tiny.unet)
+    pipeline = editing.load_pipeline(copied)
+    assert classifier.digest(pipeline.unet) == classifier.digest(tiny.unet)
 
 
 @needs_diffusers
 def test_missing_weights_are_named(copied, tmp_path):
     without_weights(copied / "unet")
     with pytest.raises(FileNotFoundError, match="copy is not whole .*hf download"):
-        diffusemix.load_pipeline(copied)
+        editing.load_pipeline(copied)
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
-        diffusemix.load_pipeline(tmp_path / "nowhere")
+        editing.load_pipeline(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no model_index\.json"):
-        diffusemix.load_pipeline(tmp_path)
+        editing.load_pipeline(tmp_path)
     with pytest.raises(
         FileNotFoundError, match=r"there is no folder weights;.*timbrooks/instruct-pix2pix"
     ):
-        diffusemix.load_pipeline("weights")
+        editing.load_pipeline("weights")
 
 
 @needs_diffusers
@@ -225,7 +225,7 @@ def test_a_model_that_cannot_be_had_says_what_to_do(download, message, monkeypat
         FileNotFoundError,
         match=f"{message} .no route to host.*download=True.*hf download .* give its path as the model",
     ):
-        diffusemix.load_pipeline("timbrooks/instruct-pix2pix", download=download)
+        editing.load_pipeline("timbrooks/instruct-pix2pix", download=download)
     assert asked["use_safetensors"] is True and asked["local_files_only"] is not download
 
 
@@ -245,27 +245,27 @@ def test_another_kind_of_diffusion_model_is_refused(tiny, tmp_path):
         requires_safety_checker=False,
     ).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="no InstructPix2Pix: its UNet takes 4 channels"):
-        diffusemix.load_pipeline(tmp_path / "other")
+        editing.load_pipeline(tmp_path / "other")
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match=r"hydramix-nb\[diffusion\]"):
-        diffusemix.load_pipeline("nobody/nothing")
+        editing.load_pipeline("nobody/nothing")
 
 
 @needs_diffusers
 @pytest.mark.parametrize("channels, size", [(3, 16), (1, 16), (3, 13)])
 def test_edits_have_the_form_of_their_originals(tiny, channels, size):
     images = pictures(3, size, channels).images
-    out = diffusemix.edit(tiny, images, ["snowy"] * 3, [0, 1, 2], size=16, steps=2)
+    out = editing.edit(tiny, images, ["snowy"] * 3, [0, 1, 2], size=16, steps=2)
     assert out.shape == images.shape and out.dtype == torch.uint8 and not torch.equal(out, images)
 
 
 @needs_diffusers
 def test_guidance_and_steps_reach_the_model(tiny):
     def run(**changes):
-        return diffusemix.edit(
+        return editing.edit(
             tiny, TRAIN.images[:1], ["snowy"], [0], **{**dict(size=16, steps=2), **changes}
         )
 
@@ -280,11 +280,11 @@ def test_guidance_and_steps_reach_the_model(tiny):
 
 @needs_diffusers
 def test_pixels_that_are_not_finite_are_an_error(tiny_folder):
-    broken = diffusemix.load_pipeline(tiny_folder)
+    broken = editing.load_pipeline(tiny_folder)
     with torch.no_grad():
         broken.vae.decoder.conv_out.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"dtype=torch\.float32"):
-        diffusemix.edit(broken, TRAIN.images[:1], ["snowy"], [0], size=16, steps=1)
+        editing.edit(broken, TRAIN.images[:1], ["snowy"], [0], size=16, steps=1)
 
 
 # the folder of edited images
@@ -297,7 +297,7 @@ def files(folder):
 @needs_diffusers
 def test_an_interrupted_run_goes_on_to_the_same_images(tiny, tmp_path, monkeypatch):
     generate_variants(tiny, TRAIN, tmp_path / "undisturbed", PROMPTS, **FAST)
-    edit, write, calls = diffusemix.edit, write_png, []
+    edit, write, calls = editing.edit, write_png, []
 
     def fail(path, image):
         calls.append(path)
@@ -305,14 +305,14 @@ def test_an_interrupted_run_goes_on_to_the_same_images(tiny, tmp_path, monkeypat
             raise KeyboardInterrupt
         write(path, image)
 
-    monkeypatch.setattr(diffusemix, "write_png", fail)
+    monkeypatch.setattr(editing, "write_png", fail)
     with pytest.raises(KeyboardInterrupt):
         generate_variants(tiny, TRAIN, tmp_path / "interrupted", PROMPTS, **FAST)
     monkeypatch.undo()
     assert len(files(tmp_path / "interrupted")) == 5
     batches = []
     monkeypatch.setattr(
-        diffusemix,
+        editing,
         "edit",
         lambda pipeline, images, *a, **k: (
             batches.append(len(images)) or edit(pipeline, images, *a, **k)
@@ -341,9 +341,9 @@ def test_images_depend_on_neither_order_nor_batch_nor_the_other_images(tiny, tmp
 @needs_diffusers
 def test_one_folder_serves_all_draws(tiny, tmp_path, monkeypatch):
     data, made = load_images("photos", size=16), []
-    edit = diffusemix.edit
+    edit = editing.edit
     monkeypatch.setattr(
-        diffusemix,
+        editing,
         "edit",
         lambda pipeline, images, *a, **k: (
             made.extend(_image_key(i) for i in images) or edit(pipeline, images, *a, **k)
@@ -391,7 +391,7 @@ def test_a_folder_keeps_to_one_way_of_making(tiny, tmp_path, changes):
 @needs_diffusers
 def test_other_weights_need_another_folder(tiny, tmp_path):
     generate_variants(tiny, TRAIN[:1], tmp_path / "made", PROMPTS[:1], **FAST)
-    other = diffusemix.load_pipeline(diffusemix.tiny_pipeline(tmp_path / "pipeline", seed=1))
+    other = editing.load_pipeline(editing.tiny_pipeline(tmp_path / "pipeline", seed=1))
     with pytest.raises(ValueError, match="made with other weights"):
         generate_variants(other, TRAIN[:1], tmp_path / "made", PROMPTS[:1], **FAST)
 
@@ -625,7 +625,7 @@ def test_a_sweep_finds_the_images_among_the_generators(tmp_path):
 def test_on_a_gpu(tmp_path):
     train = TRAIN.to("cuda")
     if importlib.util.find_spec("diffusers"):
-        pipeline = diffusemix.load_pipeline(diffusemix.tiny_pipeline(tmp_path / "tiny"), "cuda")
+        pipeline = editing.load_pipeline(editing.tiny_pipeline(tmp_path / "tiny"), "cuda")
         assert pipeline.dtype == torch.float16
         generate_variants(pipeline, train, tmp_path / "made", PROMPTS, **FAST)
     else:
