@@ -1,0 +1,42 @@
+"The pool of SuperMix, and its teacher."
+
+import torch
+
+from hydramix_nb import classifier
+from hydramix_nb.data import ImageSet
+from hydramix_nb.supermix import SuperMix
+
+
+def pictures(n=9, classes=3, size=16, channels=3, seed=0):
+    "Smooth random pictures, so that segments have more than a pixel"
+    coarse = torch.rand(n, channels, 4, 4, generator=torch.Generator().manual_seed(seed)) * 255
+    images = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear").to(torch.uint8)
+    return ImageSet(images, torch.arange(n) % classes, [f"c{i}" for i in range(classes)])
+
+
+TRAIN, TEST = pictures(), pictures(6, seed=1)
+CONFIG = classifier.profile("tiny", 16, steps=2, evaluations=1)
+
+
+def test_supermix_pool_is_whole():
+    mixer = SuperMix(TRAIN, "tiny", progress=False)
+    assert set(mixer.pool.labels.tolist()) == {0, 1, 2} and not mixer.teacher.training
+    torch.testing.assert_close(mixer.targets.sum(1), torch.ones(len(mixer.targets)))
+    assert (
+        torch.equal(mixer.targets.argmax(1), mixer.pool.labels)
+        and ((mixer.targets > 0).sum(1) == 2).all()
+    )
+    labels = torch.tensor([0, 2, 1, 1])
+    images, targets = mixer.augment(torch.zeros(4, 3, 16, 16), labels, 1.0)
+    assert torch.equal(targets.argmax(1), labels) and images.shape == (4, 3, 16, 16)
+    assert mixer.augment(images, labels, 0.0)[1] is labels
+
+
+def test_supermix_takes_a_teacher_that_is_there():
+    teacher = classifier.fit(TRAIN, TEST, None, CONFIG, progress=False).model
+    a, b = (SuperMix(TRAIN, "tiny", teacher=teacher, seed=1, progress=False) for _ in range(2))
+    assert a.teacher is teacher and torch.equal(a.pool.images, b.pool.images)
+    c = SuperMix(TRAIN, "tiny", teacher=teacher, seed=2, progress=False)
+    assert a.pool.images.shape != c.pool.images.shape or not torch.equal(
+        a.pool.images, c.pool.images
+    )
