@@ -20,7 +20,7 @@ from tqdm import tqdm
 # %% ../nbs/39_editing.ipynb #8f065323
 from .data import ImageSet, to_float, to_uint8
 from .diffusemix import variant_path
-from .files import tensor_digest, write_png
+from .files import weights_digest, write_png
 from .image_folders import claim_folder, folder_name
 from .training import seeded
 
@@ -237,7 +237,7 @@ def _provenance(pipeline, template, seed, settings):
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     about = dict(
         made="diffusemix",
-        weights=[tensor_digest(part.state_dict().values())[:16] for part in parts],
+        weights=[weights_digest(part) for part in parts],
         scheduler=type(pipeline.scheduler).__name__,
         template=template,
         **settings,

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from hydramix_nb import classifier, editing
+from hydramix_nb import editing
 from hydramix_nb.data import ImageSet, load_images
 from hydramix_nb.diffusemix import _image_key, read_variants, variant_path
 from hydramix_nb.editing import generate_variants
-from hydramix_nb.files import write_png
+from hydramix_nb.files import weights_digest, write_png
 
 needs_diffusers = pytest.mark.skipif(
     not importlib.util.find_spec("diffusers"),
@@ -101,7 +101,7 @@ def test_pickles_are_refused(copied):
 def test_pickles_beside_safetensors_are_not_opened(copied, tiny):
     (copied / "unet/diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
     pipeline = editing.load_pipeline(copied)
-    assert classifier.digest(pipeline.unet) == classifier.digest(tiny.unet)
+    assert weights_digest(pipeline.unet) == weights_digest(tiny.unet)
 
 
 @needs_diffusers
