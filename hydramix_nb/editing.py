@@ -7,7 +7,6 @@ __all__ = ['PROMPTS', 'load_pipeline', 'edit', 'tiny_pipeline', 'generate_varian
 
 # %% ../nbs/39_editing.ipynb #25ddcce6
 import hashlib
-import importlib
 import json
 import warnings
 from pathlib import Path
@@ -39,14 +38,14 @@ PROMPTS = (
 _MODEL = "timbrooks/instruct-pix2pix"
 
 # %% ../nbs/39_editing.ipynb #2c4d052c
-def _extra(
-    name: str,  # name of a module
-):  # the module
-    "Import a module of the extra `diffusion`, or say which extra is missing"
+def _extra():  # modules diffusers and transformers
+    "Import the packages of the extra `diffusion`, or say how to get them"
     try:
-        return importlib.import_module(name)
+        import diffusers
+        import transformers
     except ImportError as e:
-        raise ImportError(f'{name} is missing: pip install "hydramix-nb[diffusion]"') from e
+        raise ImportError(f'{e.name} is missing: pip install "hydramix-nb[diffusion]"') from e
+    return diffusers, transformers
 
 
 def _check_pipeline(
@@ -90,7 +89,7 @@ def load_pipeline(
     download: bool = False,  # whether to fetch a model that is not in the hub's cache, 4 GB
 ):  # StableDiffusionInstructPix2PixPipeline of diffusers
     "Load InstructPix2Pix with DiffuseMix's sampler. FileNotFoundError where there is no model"
-    diffusers, folder = _extra("diffusers"), Path(model).expanduser()
+    (diffusers, _), folder = _extra(), Path(model).expanduser()
     if folder.is_dir():
         _check_pipeline(folder)
     elif str(model).count("/") != 1 or str(model)[0] in "/.~":
@@ -175,7 +174,8 @@ def _tiny_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return _extra("transformers").CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+    _, transformers = _extra()
+    return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 # %% ../nbs/39_editing.ipynb #f6f71653
 def tiny_pipeline(
@@ -183,7 +183,7 @@ def tiny_pipeline(
     seed: int = 0,  # seed of its random weights
 ) -> Path:  # the folder, for load_pipeline
     "Make an InstructPix2Pix of random weights, which edits 32×32 pixels into noise"
-    diffusers, transformers, folder = _extra("diffusers"), _extra("transformers"), Path(folder)
+    (diffusers, transformers), folder = _extra(), Path(folder)
     tokenizer = _tiny_tokenizer(folder)
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     text = dict(vocab_size=end + 1, bos_token_id=start, eos_token_id=end, pad_token_id=end)
