@@ -6,6 +6,7 @@
 __all__ = ['Outcome', 'Task', 'execute', 'execute_here']
 
 # %% ../nbs/61_execution.ipynb #5e8f6b04
+import contextlib
 import functools
 import json
 import os
@@ -120,14 +121,24 @@ class Task:
     retry: float | None = None  # time; failures older than it are done again; None: none is
     places: tuple = PLACES  # the parameters of `PLACES` that the notebook has
     attempts: int = 3  # how often a kernel may die before the run has failed
+    data: dict = field(
+        default_factory=dict
+    )  # name of a data set → digest of its files, where known
 
     @property
     def folder(self) -> Path:
         "Folder of the run"
         return Path(self.out) / self.experiment / self.id
 
+    def data_changed(self) -> bool:
+        "Whether the run was done, or tried, with other images than its data sets have now"
+        before = read_json(self.folder / "data.json") or {}
+        return any(before[name] != self.data[name] for name in before.keys() & self.data.keys())
+
     def outcome(self) -> Outcome | None:
         "Done or failed, as the folder says; None where nothing has come of the run yet"
+        if self.data_changed():
+            return None
         common = dict(id=self.id, parameters=self.parameters, folder=str(self.folder))
         result = read_json(self.folder / "result.json")
         if result is not None:
@@ -188,10 +199,22 @@ def _write_error(folder, error):
     )
 
 # %% ../nbs/61_execution.ipynb #92c6b0e3
+def _set_aside(task):
+    "Rename the result of other images, if there is one, and write down the digests of these"
+    folder = task.folder
+    if task.data_changed():
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder / "result.json", folder / "superseded.json")
+        (folder / "error.json").unlink(missing_ok=True)
+    if task.data:
+        write_json(folder / "data.json", task.data)
+
+
 def _run(task):
     "Execute a run's notebook and write down what came of it"
     folder = task.folder
     executed, pending = folder / f"{task.experiment}.ipynb", folder / "pending.json"
+    _set_aside(task)
     write_json(folder / "params.json", task.parameters)
     pending.unlink(missing_ok=True)
     error = _try_run(task, executed, pending)
@@ -201,7 +224,7 @@ def _run(task):
     else:
         _write_error(folder, error)
     files = {}
-    for name in ("params.json", "result.json", "error.json", executed.name):
+    for name in ("params.json", "data.json", "result.json", "error.json", executed.name):
         if (folder / name).exists():
             files[name] = (folder / name).read_text(encoding="utf-8")
     return Outcome(

@@ -7,7 +7,9 @@ __all__ = ['Table', 'table', 'missing', 'as_list', 'experiment']
 
 # %% ../nbs/66_report.ipynb #31ad8239
 import html
+import json
 import math
+import shlex
 from dataclasses import dataclass, field
 
 # %% ../nbs/66_report.ipynb #f9860679
@@ -228,8 +230,9 @@ def table(
 # %% ../nbs/66_report.ipynb #f026b365
 def _option(name, value):
     "An option of the command, as a shell wants it"
-    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return f"--{name} '{text}'" if " " in text else f"--{name} {text}"
+    values = [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
+    comma = any("," in v for v in values)
+    return f"--{name} " + shlex.quote(json.dumps(values) if comma else ",".join(values))
 
 
 def missing(
@@ -250,10 +253,12 @@ def missing(
 
 # %% ../nbs/66_report.ipynb #5af523d1
 def as_list(
-    value,  # a list, one value, or a text with commas, as `papermill -p` gives it
+    value,  # a list, one value, or a text with commas or as JSON, as `papermill -p` gives it
     kind=str,  # type of the entries
 ) -> list:
     "Read a parameter that is a list, however it was given"
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = json.loads(value)
     if isinstance(value, str):
         value = [v.strip() for v in value.split(",") if v.strip()]
     return [kind(v) for v in (value if isinstance(value, (list, tuple)) else [value])]

@@ -16,7 +16,7 @@ import numpy as np
 # %% ../nbs/65_results.ipynb #f9860678
 import hydramix_nb
 from .files import atomic_write, read_json
-from .runs import import_extra
+from .runs import import_extra, run_id
 from .tables import EXPERIMENTS, notebook_of
 
 # %% ../nbs/65_results.ipynb #8f614bb1
@@ -134,12 +134,14 @@ def _row(id, result, notebook):
 
 
 def _finished(out):
-    "The rows of all finished runs in a folder of runs, by id"
-    rows = {}
+    "The rows of all finished runs in a folder of runs, by id; a copy of a run is that run"
+    out, rows = Path(out).expanduser(), {}
     for notebook in _NOTEBOOKS:
-        for file in sorted((Path(out) / notebook).glob("*/result.json")):
-            id = file.parent.name
-            rows[id] = _row(id, read_json(file), notebook)
+        for file in sorted((out / notebook).glob("*/result.json")):
+            result = read_json(file)
+            id = run_id(result["parameters"])
+            if id not in rows or file.parent.name == id:
+                rows[id] = _row(id, result, notebook)
     return rows
 
 # %% ../nbs/65_results.ipynb #78aa7e70
@@ -176,7 +178,7 @@ def measured(
     "Read all finished runs"
     pd = import_extra("pandas")
     path = _committed() if results is None else results
-    rows = (read_results(path) if path else {}) | _finished(out)
+    rows = (read_results(Path(path).expanduser()) if path else {}) | _finished(out)
     frame = pd.DataFrame(list(rows.values()), columns=list(_COLUMNS))
     for name, kind in _COLUMNS.items():
         if kind is not str and len(frame):
@@ -194,7 +196,7 @@ def collect(
     path="results/results.csv",  # table to add them to
 ) -> int:  # number of runs in the table now
     "Add the finished runs to a table of results; newer rows replace those of the same id"
-    path = Path(path)
+    path = Path(path).expanduser()
     rows = (read_results(path) if path.is_file() else {}) | _finished(out)
     order = sorted(rows.values(), key=lambda row: [row[name] for name in _ORDER])
     with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:

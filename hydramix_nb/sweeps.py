@@ -24,8 +24,15 @@ from tqdm import tqdm
 # %% ../nbs/62_sweeps.ipynb #baa7eb1b
 import hydramix_nb
 from .execution import Outcome, Task, execute, execute_here
-from .files import read_json, write_text
-from .runs import PLACES, checked_parameters, import_extra, run_id
+from .files import read_json, write_json, write_text
+from hydramix_nb.runs import (
+    PLACES,
+    checked_parameters,
+    find_data,
+    import_extra,
+    run_id,
+    _content_digest,
+)
 
 # %% ../nbs/62_sweeps.ipynb #5b0da636
 def find_notebook(
@@ -46,6 +53,25 @@ def find_notebook(
         f"there is no notebook {name}.ipynb in nbs/experiments: "
         "start in the checkout, or give its path"
     )
+
+# %% ../nbs/62_sweeps.ipynb #31d8b5f6
+def _with_data(tasks):
+    "The tasks with digests of their data sets, as far as these are here"
+    out, digests = Path(tasks[0].out), {}
+    kept = read_json(out / ".digests.json") or {}
+    before = dict(kept)
+    names = [(t.parameters.get("dataset"), t.parameters.get("generator_dataset")) for t in tasks]
+    for name in {name for pair in names for name in pair if name}:
+        with contextlib.suppress(FileNotFoundError):
+            if place := find_data(name, tasks[0].data_root or None):
+                digests[name] = _content_digest(place, kept)
+    if kept != before and out.is_dir():
+        with contextlib.suppress(OSError):  # a folder that can be read only is no reason to stop
+            write_json(out / ".digests.json", kept)
+    return [
+        replace(task, data={name: digests[name] for name in pair if name in digests})
+        for task, pair in zip(tasks, names, strict=True)
+    ]
 
 # %% ../nbs/62_sweeps.ipynb #13548dff
 def _absolute(path):
@@ -80,7 +106,10 @@ def plan(
         id, places = run_id(parameters), tuple(k for k in PLACES if k in parameters)
         own = {k: v for k, v in parameters.items() if k not in PLACES}
         tasks.setdefault(id, Task(id, own, places=places, **common))
-    return list(tasks.values())
+    tasks = list(tasks.values())
+    if any((task.folder / "data.json").exists() for task in tasks):
+        tasks = _with_data(tasks)
+    return tasks
 
 # %% ../nbs/62_sweeps.ipynb #b61428db
 _ALIKE = ("profile", "dataset", "samples_per_class", "method", "auto_augment")
@@ -174,7 +203,7 @@ def _cost(tasks, workers, device):
         line += f", {_duration(seconds / n)} with {n} at a time"
     return f"{line} (from {len(measured)} finished runs)"
 
-
+# %% ../nbs/62_sweeps.ipynb #d92e6f3b
 def summary(
     tasks: list,  # tasks from `plan`
     workers=1,  # number of runs at the same time, or "gpu"
@@ -188,6 +217,12 @@ def summary(
     first = f"{len(tasks)} runs: {done} done, {len(left)} left, {len(failed)} failed"
     lines = [first + (" (--retry does them again)" if failed else "")]
     lines += [f"  failed: {describe_failure(o)}" for o in failed]
+    changed = [task for task in left if task.data_changed()]
+    if changed:
+        names = sorted({task.parameters["dataset"] for task in changed})
+        lines.append(
+            f"  {len(changed)} were done with other images: {', '.join(names)} has changed"
+        )
     if left:
         lines.append(_cost(left, workers, device))
     return "\n".join(lines)
@@ -351,10 +386,11 @@ def sweep(
 ) -> list:  # an Outcome for each task
     "Do all runs that are not done. Ctrl-C leaves finished runs finished, others as if not begun"
     outcomes = {task.id: task.outcome() for task in tasks}
-    left = {task.id: task for task in tasks if outcomes[task.id] is None}
+    left = [task for task in tasks if outcomes[task.id] is None]
     if not left:
         return list(outcomes.values())
     _check_folder(Path(tasks[0].out))
+    left = {task.id: task for task in _with_data(left)}
     at_once = 0 if scheduler else _at_once(workers, len(left))
     measured = _results_in(tasks[0].out, tasks[0].experiment)
     failed = sum(o is not None and o.state == "failed" for o in outcomes.values())

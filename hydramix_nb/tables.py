@@ -9,6 +9,7 @@ __all__ = ['EXPERIMENTS', 'notebook_of', 'grid', 'main']
 import argparse
 import ast
 import itertools
+import json
 import signal
 import sys
 from pathlib import Path
@@ -19,9 +20,11 @@ from hydramix_nb.runs import (
     check_choice,
     checked_parameters,
     chosen_device,
+    find_data,
     notebook_parameters,
     provenance,
     run_id,
+    _check_device,
 )
 from .sweeps import describe_failure, find_notebook, plan, summary, sweep
 
@@ -193,19 +196,35 @@ def grid(
     return list(runs.values())
 
 # %% ../nbs/64_tables.ipynb #e69bf28e
+def _read_dict(text):
+    "A dictionary, as JSON or as Python writes it"
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = ast.literal_eval(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
 def _read_bool(text):
-    return dict(true=True, false=False)[text.lower()]
+    return dict(true=True, false=False)[str(text).lower()]
 
 
-def _read_list(text, kind):
-    "A comma-separated option as a list of the parameter's type"
+def _read_option(option, text, kind):
+    "The value of an option: a list of the parameter's type, or a dictionary"
     if kind == "dict":
-        return ast.literal_eval(text)
+        try:
+            return _read_dict(text)
+        except (ValueError, SyntaxError) as e:
+            needed = 'a dictionary is needed, as JSON: {"name": 1}'
+            raise ValueError(f"--{option} {text!r}: {needed}") from e
     read = dict(int=int, float=float, bool=_read_bool).get(kind, str)
     try:
-        return [read(v.strip()) for v in text.split(",") if v.strip()]
-    except (ValueError, KeyError) as e:
-        raise ValueError(f"{text!r}: a list of {kind} with commas is needed") from e
+        entries = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
+        return [read(v.strip() if isinstance(v, str) else v) for v in entries if v != ""]
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"--{option} {text!r}: a list of {kind} with commas is needed") from e
 
 # %% ../nbs/64_tables.ipynb #0ec702dd
 _DESCRIPTION = """Do all runs that a table or figure of the paper is made of.
@@ -272,31 +291,60 @@ def _parser(known):
     return parser
 
 # %% ../nbs/64_tables.ipynb #5f0b8c3d
+def _read_runs(options, known):
+    "The runs that the options ask for"
+    kinds = {"samples_per_class": "int", "datasets": "str", "methods": "str"}
+    kinds |= {name: kind for name, (kind, _, _) in known.items() if name not in _OF_GRID}
+    axes = {}
+    for name, kind in kinds.items():
+        if options[name] is not None:
+            axes[name] = _read_option(name, options[name], kind)
+    seeds = _read_option("seeds", options["seeds"], "int")
+    return grid(options["experiment"], profile=options["profile"], seeds=seeds, **axes)
+
+
+def _read_engine(options):
+    "Where to do the runs, as `sweep` takes it"
+    workers, scheduler, resources = (options[k] for k in ("workers", "scheduler", "resources"))
+    if workers != "gpu" and not workers.isdigit():
+        raise ValueError(f"--workers {workers!r}: 0 or more, or gpu")
+    if resources and not scheduler:
+        raise ValueError(
+            "resources are what workers of a scheduler offer: give its address with --scheduler"
+        )
+    offered = None
+    if resources:
+        try:
+            pairs = [part.split("=") for part in resources.split(",")]
+            offered = {name: float(value) for name, value in pairs}
+        except ValueError as e:
+            raise ValueError(f"--resources {resources!r}: NAME=N is needed, as GPU=1") from e
+    workers = workers if workers == "gpu" else int(workers)
+    return dict(workers=workers, scheduler=scheduler, resources=offered)
+
+# %% ../nbs/64_tables.ipynb #8f3c0d62
+def _check_places(options, runs):
+    "ValueError or FileNotFoundError where the device or a data set is not on this machine"
+    _check_device(options["device"])
+    if options["scheduler"]:
+        return
+    chosen_device(options["device"])
+    names = [(run["dataset"], run.get("generator_dataset")) for run in runs]
+    for name in dict.fromkeys(name for pair in names for name in pair if name):
+        try:
+            find_data(name, options["data_root"])
+        except FileNotFoundError as e:
+            if ":" in name or not options["dry_run"]:
+                raise FileNotFoundError(f"--datasets {e}") from e
+            print(f"not there yet: {e}")
+
+
 def _read_options(options, known):
     "Tasks and the settings of the sweep, from the options of the command"
-    axes = {"samples_per_class": options["samples_per_class"]}
-    axes |= {name: options[name] for name in known if name not in _OF_GRID}
-    axes = {k: _read_list(v, known[k][0]) for k, v in axes.items() if v is not None}
-    for name in ("datasets", "methods"):
-        if options[name] is not None:
-            axes[name] = _read_list(options[name], "str")
-    experiment, seeds = options["experiment"], _read_list(options["seeds"], "int")
-    runs = grid(experiment, profile=options["profile"], seeds=seeds, **axes)
-    workers = options["workers"]
-    workers = workers if workers == "gpu" else int(workers)
-    if workers != "gpu" and workers < 0:
-        raise ValueError(f"workers={workers}: 0 or more, or gpu")
-    resources = None
-    if options["resources"]:
-        if not options["scheduler"]:
-            raise ValueError(
-                "resources are what workers of a scheduler offer: give its address with --scheduler"
-            )
-        pairs = [part.split("=") for part in options["resources"].split(",")]
-        resources = {name: float(value) for name, value in pairs}
+    runs, engine = _read_runs(options, known), _read_engine(options)
+    _check_places(options, runs)
     places = {name: options[name] for name in ("device", "data_root", "retry")}
-    tasks = plan(notebook_of(experiment), runs, options["out"], **places)
-    return tasks, dict(workers=workers, scheduler=options["scheduler"], resources=resources)
+    return plan(notebook_of(options["experiment"]), runs, options["out"], **places), engine
 
 # %% ../nbs/64_tables.ipynb #71041bdf
 def _report_end(outcomes, folder):
@@ -314,20 +362,29 @@ def _report_end(outcomes, folder):
 def _interrupt(*_):
     raise KeyboardInterrupt
 
+
+def _notebooks_of(arguments):
+    "Notebooks whose parameters are options: that of the experiment; all where none is named"
+    for argument in arguments:
+        if argument in EXPERIMENTS:
+            return [notebook_of(argument)]
+    return [*_NOTEBOOKS.values(), "classify"]
+
 # %% ../nbs/64_tables.ipynb #2a8e6d90
 def main(
     arguments=None,  # list of str; None: the command line
 ) -> int:  # exit status
     "Run the command `hydramix_sweep`"
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     known = {}
-    for name in (*_NOTEBOOKS.values(), "classify"):
+    for name in _notebooks_of(arguments):
         known |= notebook_parameters(find_notebook(name))
     parser = _parser(known)
     options = vars(parser.parse_args(arguments))
     try:
         tasks, settings = _read_options(options, known)
     except (ValueError, TypeError, FileNotFoundError) as e:
-        parser.error(str(e))
+        parser.exit(2, f"hydramix_sweep: error: {e}\n")
     device = None
     if not settings["scheduler"]:
         device = provenance(chosen_device(options["device"]))["device"]
@@ -344,4 +401,6 @@ def main(
     except (OSError, RuntimeError) as e:
         print(f"hydramix_sweep: {e}", file=sys.stderr)
         return 1
-    return 0 if _report_end(outcomes, Path(options["out"]) / tasks[0].experiment) else 1
+    return (
+        0 if _report_end(outcomes, Path(options["out"]).expanduser() / tasks[0].experiment) else 1
+    )

@@ -1,4 +1,4 @@
-"Every experiment notebook: parameters typed and explained, and a run from top to bottom at tiny settings."
+"Every experiment notebook: parameters typed and explained, and a run at tiny settings."
 
 import ast
 import json
@@ -58,9 +58,8 @@ def parameters(path):
         for cell in nbformat.read(path, 4).cells
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
     ]
-    assert len(cells) == 1, (
-        f"{len(cells)} cells tagged `parameters`: papermill would {'guess' if cells else 'ignore what it is given'}"
-    )
+    assert cells, "no cell tagged `parameters`: papermill would ignore what it is given"
+    assert len(cells) == 1, "several cells tagged `parameters`: papermill would guess"
     return cells[0].source
 
 
@@ -124,7 +123,7 @@ def test_has_the_parameters_that_runs_rely_on(path):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, worker_id):
-    "The folder of runs of all tables: what one has done, the next one finds, also where two processes test"
+    "The folder of runs of all tables: what one has done, the next one finds"
     base = tmp_path_factory.getbasetemp()
     return (base if worker_id == "master" else base.parent) / "runs-of-tables"
 

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,29 @@ def test_the_real_test_set_is_called_by_its_name():
 
 
 # our figures
+
+
+def test_a_copied_folder_counts_once(tmp_path):
+    finished(tmp_path, 20.0)
+    finished(tmp_path, 30.0, seed=1)
+    for folder in list((tmp_path / "classify").iterdir()):
+        shutil.copytree(folder, folder.with_name(f"a copy of {folder.name}"))
+        shutil.copytree(folder, folder.with_name(f"{folder.name} (copy)"))
+    cells = results.compare("table_1", results.measured(tmp_path, ""), methods=["HydraMix"])
+    assert list(cells.n) == [2] and list(cells["mean"]) == [25.0]
+    assert results.collect(tmp_path, tmp_path / "results.csv") == 2
+
+
+def test_a_comma_in_a_path_survives_the_command_for_missing_runs(tmp_path):
+    wanted = dict(datasets=["folder:my, photos"], methods=["Baseline"], seeds=[0])
+    said = report.missing(
+        tables.grid("table_1", **wanted), results.measured(tmp_path, ""), "table_1", **wanted
+    )
+    options = shlex.split(said[said.index("hydramix_sweep") :])
+    text = options[options.index("--datasets") + 1]
+    assert (
+        tables._read_option("datasets", text, "str") == report.as_list(text) == wanted["datasets"]
+    )
 
 
 def test_only_the_asked_profile_and_defaults_count(tmp_path):

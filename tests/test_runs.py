@@ -1,4 +1,4 @@
-"Runs and sweeps under fire: kill -9, Ctrl-C, two at once, failing notebooks, other machines, the command line."
+"Runs under fire: kill -9, Ctrl-C, two sweeps at once, failing notebooks, other machines."
 
 import json
 import os
@@ -26,17 +26,17 @@ SLOW = "time.sleep(seconds)\nvalue = x ** 2"
 
 
 def toy(folder, work=SLOW):
-    "A notebook that squares a number, leaves a line in `count` each time it begins, and writes its result"
+    "A notebook that squares a number and leaves a line in `count` each time it begins"
     folder.mkdir(parents=True, exist_ok=True)
+    parameters = """x: float = 1.0  # number
+seconds: float = 0.0  # how long
+out: str = "."  # where
+result: str = "result.json"  # name"""
+    log = f"with open({str(folder / 'count')!r}, 'a') as f:"
     cells = [
-        new_code_cell(
-            'x: float = 1.0  # number\nseconds: float = 0.0  # how long\nout: str = "."  # where\nresult: str = "result.json"  # name',
-            metadata=dict(tags=["parameters"]),
-        ),
+        new_code_cell(parameters, metadata=dict(tags=["parameters"])),
         new_code_cell("import json, os, pathlib, time"),
-        new_code_cell(
-            f"with open({str(folder / 'count')!r}, 'a') as f: f.write(f'{{x:g}} {{os.getpid()}}\\n')"
-        ),
+        new_code_cell(log + "\n    f.write(f'{x:g} {os.getpid()}\\n')"),
         new_code_cell(work),
         new_code_cell("pathlib.Path(out, result).write_text(json.dumps(dict(value=value)))"),
     ]
@@ -73,11 +73,16 @@ def wait_for(condition, seconds=600):
 
 def started(folder, xs, workers=0, seconds=0.0):
     "A sweep in a process of its own"
-    code = (
-        "import sys, json\nfrom hydramix_nb import sweeps\nif __name__ == '__main__':\n"
-        f"    tasks = sweeps.plan({str(folder / 'toy.ipynb')!r}, [dict(x=x, seconds={seconds}) for x in {list(xs)}], {str(folder / 'runs')!r})\n"
-        f"    outcomes = sweeps.sweep(tasks, workers={workers}, progress=False)\n    print(json.dumps([o.state for o in outcomes]))\n"
-    )
+    code = f"""
+import json
+from hydramix_nb import sweeps
+
+if __name__ == "__main__":
+    parameters = [dict(x=x, seconds={seconds}) for x in {list(xs)}]
+    tasks = sweeps.plan({str(folder / "toy.ipynb")!r}, parameters, {str(folder / "runs")!r})
+    outcomes = sweeps.sweep(tasks, workers={workers}, progress=False)
+    print(json.dumps([o.state for o in outcomes]))
+"""
     script = folder / f"sweep{len(list(folder.glob('sweep*.py')))}.py"
     script.write_text(code)
     return subprocess.Popen(
@@ -156,7 +161,8 @@ def test_a_failed_run_is_kept_listed_and_retried_on_request(tmp_path, capsys):
 def test_a_kernel_that_dies_is_tried_again(tmp_path):
     notebook = toy(
         tmp_path,
-        f"if len(open({str(tmp_path / 'count')!r}).readlines()) < 2: os.kill(os.getpid(), 9)\nvalue = x",
+        f"begun = len(open({str(tmp_path / 'count')!r}).readlines())\n"
+        "if begun < 2: os.kill(os.getpid(), 9)\nvalue = x",
     )
     (outcome,) = sweeps.sweep(sweeps.plan(notebook, [dict(x=5)], tmp_path / "runs"), progress=False)
     assert outcome.state == "done" and len(begun(tmp_path)) == 2
@@ -270,6 +276,46 @@ def test_two_sweeps_at_once_do_each_run_once(tmp_path):
     both = [started(tmp_path, range(4)), started(tmp_path, range(4), workers=2)]
     assert [json.loads(p.communicate(timeout=1200)[0]) for p in both] == [["done"] * 4] * 2
     assert sorted(x for x, _ in begun(tmp_path)) == [0.0, 1.0, 2.0, 3.0]
+
+
+# what a run is made of
+
+
+def with_data(folder):
+    "A run that knows a data set of one file, and how to plan it again"
+    notebook = toy(folder, "value = float(len(open(dataset.partition(':')[2]).read()))")
+    nb = nbformat.read(notebook, 4)
+    nb.cells[0].source += '\ndataset: str = "npz:none"  # data'
+    nbformat.write(nb, notebook)
+    file = folder / "images.npz"
+    file.write_text("1234")
+    parameters = dict(x=1, dataset=f"npz:{file}")
+    return file, lambda: sweeps.plan(notebook, [parameters], folder / "runs")
+
+
+def test_a_run_whose_images_have_changed_is_not_done(tmp_path):
+    file, plan = with_data(tmp_path)
+    (outcome,) = sweeps.sweep(plan(), progress=False)
+    assert outcome.result == dict(value=4.0)
+    assert "1 done, 0 left" in sweeps.summary(plan())
+    file.write_text("12345678")
+    said = sweeps.summary(plan())
+    assert "0 done, 1 left" in said and "images.npz has changed" in said
+    (outcome,) = sweeps.sweep(plan(), progress=False)
+    assert outcome.new and outcome.result == dict(value=8.0)
+    assert table(tmp_path) == [8.0]
+    assert "1 done, 0 left" in sweeps.summary(plan())
+    file.unlink()
+    assert "1 done, 0 left" in sweeps.summary(plan()), "there is nothing to compare with"
+
+
+def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
+    file, plan = with_data(tmp_path)
+    sweeps.sweep(plan(), progress=False)
+    read = []
+    monkeypatch.setattr("hashlib.file_digest", lambda *a: read.append(a))
+    plan()
+    assert not read
 
 
 # other machines
@@ -387,7 +433,16 @@ def test_the_command_makes_a_table(tmp_path):
         ([*TINY, "--datasets", "cifar"], "data set"),
         ([*TINY, "--seeds", "a"], "list of int"),
         ([*TINY, "--profile", "tinny"], "did you mean 'tiny'"),
-        ([*TINY, "--workers", "many"], "workers"),
+        ([*TINY, "--workers", "many"], "--workers 'many': 0 or more, or gpu"),
+        ([*TINY, "--device", "gpu0"], "device 'gpu0': auto, cpu, cuda or cuda:N"),
+        ([*TINY, "--device", "cuda:99"], "cuda:99"),
+        ([*TINY, "--datasets", "npz:not/there"], "--datasets npz:not/there: nothing at"),
+        ([*TINY, "--datasets", "folder:not, there"], "data set 'there'"),
+        ([*TINY, "--datasets", "npz:not/there", "--dry_run"], "nothing at"),
+        ([*TINY, "--generator_settings", "{steps"], "as JSON"),
+        ([*TINY, "--generator_settings", "3"], "as JSON"),
+        ([*TINY, "--scheduler", "tcp://a:1", "--resources", "GPU"], "NAME=N"),
+        (["table_1", "--detector_settings", "{}"], "--detector_settings"),
         ([*TINY, "--p_gen", "2"], "p_gen=2.0"),
         ([*TINY, "--classifier_settings", "{'step': 1}"], "classifier_settings"),
         ([*TINY, "--sedes", "1"], ""),
@@ -398,6 +453,17 @@ def test_wrong_options_are_refused_with_status_2(wrong, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         tables.main([*wrong, "--out", str(tmp_path / "runs")])
     assert e.value.code == 2 and says in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HYDRAMIX_DATA", str(tmp_path))
+    ask = ["table_1", "--datasets", "cifair10", "--seeds", "0", "--out", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit) as e:
+        tables.main(ask)
+    assert e.value.code == 2 and "--datasets cifair10: nothing at" in capsys.readouterr().err
+    assert tables.main([*ask, "--dry_run"]) == 0
+    assert "not there yet: cifair10" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 
@@ -439,3 +505,5 @@ def test_help_helps():
         "table_1",
     ):
         assert word in text, word
+    one = command("table_1", "--help").stdout
+    assert "--p_gen" in one and "--detector_settings" in text and "--detector_settings" not in one

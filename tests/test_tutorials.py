@@ -1,4 +1,4 @@
-"Tutorials with other parameters than their own; commands and links in what people read; the collected departures."
+"Tutorials with other parameters; commands and links in what people read; the departures."
 
 import csv
 import json
@@ -43,7 +43,7 @@ def anchors(path):
 
 
 def test_your_own_images_with_a_folder(tmp_path):
-    "Another folder: two classes, PNG and JPEG, one grey image, no test images but those that are given; few steps"
+    "Another folder: two classes, PNG and JPEG, one grey image, few test images; few steps"
     from PIL import Image
 
     from hydramix_nb.data import load_images, photos, to_float
@@ -181,7 +181,7 @@ def test_chapters_lead_on(path, after):
 
 
 def test_departures_are_those_of_the_chapters(monkeypatch):
-    "What the appendix shows is what its cells make of the chapters as they are; otherwise run it again"
+    "The appendix shows what its cells make of the chapters as they are; otherwise run it again"
     cells = nbformat.read(NBS / "92_departures.ipynb", 4).cells
     shown = [
         output.data["text/markdown"]
