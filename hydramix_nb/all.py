@@ -18,6 +18,7 @@ from hydramix_nb import (
     detection,
     diffusemix,
     discriminator,
+    editing,
     execution,
     fast_generator,
     figures,
@@ -88,8 +89,8 @@ from hydramix_nb.composing import (
     mixing_mask,
     resize,
 )
-from .generator import Generator, InstanceNorm, ResidualBlock, conv_block, up_block
-from .discriminator import Discriminator, patch_block
+from .generator import Generator, InstanceNorm, ResidualBlock, conv_block
+from .discriminator import Discriminator
 
 # %% ../nbs/90_all.ipynb #66ccd9bb
 from hydramix_nb.losses import (
@@ -106,7 +107,6 @@ from hydramix_nb.gan import (
     generator_loss,
     load,
     pretrained,
-    step_bytes,
 )
 from hydramix_nb.mixing import (
     ChimeraMix,
@@ -114,16 +114,11 @@ from hydramix_nb.mixing import (
     HydraMix,
     MixUp,
     MixUpN,
-    Mixer,
     NMix,
     PixelMix,
     Pool,
     SegMix,
-    check_floats,
-    check_labels,
-    check_views,
     default_views,
-    view_bytes,
 )
 from .image_folders import claim_folder, folder_name, generate
 from .classifier import Method, evaluate, mixes_labels, network
@@ -141,17 +136,9 @@ from hydramix_nb.augmentations import (
 from .scattering import Scattering
 from .glico import GLICO, LatentGenerator, fit_latents
 from .supermix import SuperMix
-from hydramix_nb.diffusemix import (
-    DiffuseMix,
-    PROMPTS,
-    fractals,
-    generate_variants,
-    load_pipeline,
-    read_variants,
-    tiny_pipeline,
-    variant_path,
-)
+from .diffusemix import DiffuseMix, fractals, read_variants, variant_path
 from .baselines import GENERATORS, METHODS, build
+from .editing import PROMPTS, generate_variants, load_pipeline, tiny_pipeline
 
 # %% ../nbs/90_all.ipynb #54a29e9c
 from hydramix_nb.wordnet import (
@@ -176,16 +163,7 @@ from hydramix_nb.cse import (
 )
 
 # %% ../nbs/90_all.ipynb #613f0a99
-from hydramix_nb.scenes import (
-    Scenes,
-    coco_tools,
-    n_shot,
-    read_coco,
-    scenes_folder,
-    show_boxes,
-    show_scenes,
-    write_cutouts,
-)
+from .scenes import Scenes, n_shot, read_coco, scenes_folder, show_boxes, show_scenes
 from hydramix_nb.scene_mixing import (
     SceneMix,
     Squares,
@@ -246,13 +224,10 @@ from hydramix_nb.training import (
     CHECKPOINT,
     Log,
     checkpoint_header,
-    differences,
     epoch_steps,
     from_profile,
-    interrupts,
     seeded,
     settings_text,
-    tensorboard,
 )
 from .identity import describe, warn_of_reuse
 from hydramix_nb.speed import (
