@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from . import training
 from .data import ImageSet, crop_flip, to_float
 from .identity import describe, warn_of_reuse
-from .mixing import Mixer, MixUp
+from .mixer import Mixer
+from .mixing import MixUp
 from hydramix_nb.speed import (
     Graph,
     check_memory,

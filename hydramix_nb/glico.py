@@ -18,7 +18,7 @@ from tqdm import tqdm
 # %% ../nbs/35_glico.ipynb #978988c0
 from .data import ImageSet, to_float
 from .losses import laplacian_pyramid
-from .mixing import Mixer
+from .mixer import Mixer
 from .training import seeded
 
 # %% ../nbs/35_glico.ipynb #6185725c

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .data import to_uint8
 from .files import write_png, write_text
 from .identity import describe
-from .mixing import Mixer, check_labels
+from .mixer import Mixer
 from .training import seeded
 
 # %% ../nbs/31_image_folders.ipynb #943f763b
@@ -82,7 +82,7 @@ def generate(
     if train.images.shape[1] not in (1, 3):
         raise ValueError(f"images have {train.images.shape[1]} channels: a PNG holds 1 or 3")
     labels = _labels(count, len(train.classes))
-    check_labels(labels, train.classes)
+    mixer.check_labels(labels)
     claim_folder(folder, _provenance(mixer, seed))
     paths = _paths(labels, [folder / folder_name(name) for name in train.classes])
     for start in tqdm(range(0, len(labels), batch_size), desc="images", disable=not progress):

@@ -160,9 +160,9 @@ def test_views_that_do_not_fit(monkeypatch):
     ) as error:
         HydraMix(untrained(), train, views=50)
     fits = int(str(error.value).split("views=")[2].split()[0])
-    mixing.check_views(fits, 6, untrained().config, train.device)
+    mixing._check_views(fits, 6, untrained().config, train.device)
     with pytest.raises(ValueError):
-        mixing.check_views(fits + 1, 6, untrained().config, train.device)
+        mixing._check_views(fits + 1, 6, untrained().config, train.device)
 
 
 def test_memory_is_unknown_on_some_systems(monkeypatch):
