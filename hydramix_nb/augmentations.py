@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 # %% ../nbs/33_augmentations.ipynb #c3f71fd9
 from .data import ImageSet, crop_flip, to_float, to_uint8
-from .mixing import MixUp, check_floats
+from .mixer import _like
+from .mixing import MixUp
 
 # %% ../nbs/33_augmentations.ipynb #ff28bdaf
 def _rectangles(
@@ -149,7 +150,7 @@ class CutMix(MixUp):
 
     def augment(self, images, labels, p_gen=None):
         "Paste a rectangle of the shuffled batch, one for all; labels mix by the pixels replaced"
-        check_floats(images)
+        self.check_batch(images, labels, replaced=False)
         if not self.flip_coin(p_gen):
             return images, labels
         order = torch.randperm(len(labels), device=images.device)
@@ -157,7 +158,7 @@ class CutMix(MixUp):
         share = box.to(images.dtype).mean()
         targets = F.one_hot(labels, len(self.train.classes)).to(images.dtype)
         targets = (1 - share) * targets + share * targets[order]
-        return torch.where(box, images[order], images), targets
+        return _like(torch.where(box, images[order], images), images), targets
 
 # %% ../nbs/33_augmentations.ipynb #fecf3ffd
 POLICIES = ("none", "AutoAugment", "TrivialAugment")

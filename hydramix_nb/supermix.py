@@ -17,7 +17,7 @@ from tqdm import tqdm
 # %% ../nbs/36_supermix.ipynb #37457b11
 from . import classifier
 from .data import ImageSet, crop_flip, to_float, to_uint8
-from .mixing import Mixer, check_floats
+from .mixer import Mixer, _like
 from .training import seeded
 
 # %% ../nbs/36_supermix.ipynb #8d054887
@@ -190,10 +190,13 @@ class SuperMix(Mixer):
         index = self.pool.same_class(labels, 1)[:, 0]
         return to_float(self.pool.images[index]), self.targets[index]
 
-    def __call__(self, labels):
-        return self._draw(labels.to(self.train.labels.device))[0].to(labels.device)
+    def make(self, labels):
+        return self._draw(labels)[0]
 
     def augment(self, images, labels, p_gen=None):
         "With probability p_gen a batch of mixed images and labels"
-        check_floats(images)
-        return self._draw(labels) if self.flip_coin(p_gen) else (images, labels)
+        self.check_batch(images, labels)
+        if not self.flip_coin(p_gen):
+            return images, labels
+        made, targets = self._draw(labels)
+        return _like(self._range.apply(made), images), targets
