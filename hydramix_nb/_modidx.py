@@ -118,7 +118,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hydramix_nb.clip._tag_settings': ('clip.html#_tag_settings', 'hydramix_nb/clip.py'),
                                   'hydramix_nb.clip._text_batches': ('clip.html#_text_batches', 'hydramix_nb/clip.py'),
                                   'hydramix_nb.clip._unit': ('clip.html#_unit', 'hydramix_nb/clip.py'),
-                                  'hydramix_nb.clip._weights_digest': ('clip.html#_weights_digest', 'hydramix_nb/clip.py'),
                                   'hydramix_nb.clip.clip_encoder': ('clip.html#clip_encoder', 'hydramix_nb/clip.py'),
                                   'hydramix_nb.clip.fit_pair': ('clip.html#fit_pair', 'hydramix_nb/clip.py'),
                                   'hydramix_nb.clip.load_encoder': ('clip.html#load_encoder', 'hydramix_nb/clip.py'),

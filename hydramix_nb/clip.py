@@ -21,9 +21,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-# %% ../nbs/42_clip.ipynb #97ebc347
+# %% ../nbs/42_clip.ipynb #81df9d7f
 from .data import ImageSet, crop_flip, to_float
-from .files import read_tensors, write_json, write_tensors
+from .files import read_tensors, weights_digest, write_json, write_tensors
 from .training import seeded
 
 # %% ../nbs/42_clip.ipynb #2b06def6
@@ -225,16 +225,7 @@ def _hub_file(model, tag, download, cache_dir):
         ) from e
     return found, settings
 
-# %% ../nbs/42_clip.ipynb #efd0cad6
-def _weights_digest(model):
-    "Digest of all weights: the same for two encoders only if they are the same"
-    h = hashlib.blake2b(digest_size=8)
-    for k, v in sorted(model.state_dict().items()):
-        h.update(k.encode())
-        h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return h.hexdigest()
-
-
+# %% ../nbs/42_clip.ipynb #d849fb8c
 def _find_weights(model, weights, download, cache_dir):
     "Model for OpenCLIP, safetensors file or None, settings of the tag"
     path = Path(weights).expanduser()
@@ -287,7 +278,7 @@ def clip_encoder(
         return clip.encode_text(tokens(texts).to(device))
 
     label = model if file else Path(weights).expanduser().name
-    return Encoder(image, text, f"{label}:{_weights_digest(clip)}", device, batch_size)
+    return Encoder(image, text, f"{label}:{weights_digest(clip)}", device, batch_size)
 
 # %% ../nbs/42_clip.ipynb #aaa3c620
 def random_clip(
@@ -379,8 +370,7 @@ def fit_pair(
         F.cross_entropy(similarity / tau, batch.labels).backward()
         optimizer.step()
         schedule.step()
-    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in parameters)
-    name = f"trained here:{hashlib.blake2b(weights, digest_size=8).hexdigest()}"
+    name = f"trained here:{weights_digest(nn.ModuleList([image, text]))}"
     return Encoder(image.eval(), text.eval(), name, str(data.device), batch_size)
 
 # %% ../nbs/42_clip.ipynb #0c1dc8aa
