@@ -99,9 +99,9 @@ def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
     whole = fit(TRAIN, TEST, Noise(), config, progress=False)
 
     def stopping(log, terms, bar):
-        log.minutes = 0 if log.t.done == stop else 1e9
+        log.seconds = 0 if log.training.done == stop else 1e9
         call(log, terms, bar)
-        if log.t.done == stop:
+        if log.training.done == stop:
             raise RuntimeError("power cut")
 
     monkeypatch.setattr(training.Log, "__call__", stopping)
