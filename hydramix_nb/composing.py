@@ -92,7 +92,7 @@ def mixing_mask(
     config: Config,  # mixing, segment_noise, cells
     n_segments: int | None = None,  # upper bound of label + 1; None: looked up in the label maps
 ) -> torch.Tensor:  # M, float [B,N,h,w], one-hot over N
-    "The mask that `config.mixing` names; with segment noise, the segments are distorted first (3.2)"
+    "The mask that `config.mixing` names, of distorted segments if noise is set (3.2)"
     if config.segment_noise:
         segments = noisy_segments(segments, config.segment_noise, n_segments=n_segments)
         n_segments = n_segments and 2 * n_segments
@@ -108,7 +108,7 @@ def composition_inputs(
     segments: torch.Tensor,  # label maps of the same images, integer [n,S,S]
     index: torch.Tensor,  # int64 [B,N]: the images of each composition
     config: Config,  # mixing, augment, segment_noise, cells
-    size: int,  # side of the mask: S/4 to mix features, S to mix pixels
+    size: int,  # side of the mask: S/4 for features, S for pixels
     n_segments: int | None = None,  # upper bound of label + 1; None: looked up, a GPU must wait
 ) -> tuple:  # I, float [B,N,C,S,S] in −1…1; M, float [B,N,size,size], one-hot over N
     "Images and mask of a batch of compositions: gather, crop and flip, reduce, draw (3.2)"

@@ -276,8 +276,8 @@ class _SceneTraining(gan.Training):
             squares.centres(), replace(config, mixing="grid")
         )  # a grid asks for no segmentation
         self.squares, self.config = squares, config
-        self.both = (
-            self.both_sides
+        self._both_steps = (
+            self._alternate
         )  # never recorded: how boxes and windows are drawn has not been tried in a graph
 
     def batch(self, first=None):

@@ -103,7 +103,7 @@ def test_chunks_give_the_gradients_of_the_whole_batch(train, chunks):
 
 
 def test_chunks_from_free_memory(train, monkeypatch):
-    each, fixed = gan.step_bytes(TINY, 3, len(train))
+    each, fixed = gan._step_bytes(TINY, 3, len(train))
     monkeypatch.setattr(speed, "free_memory", lambda device: (fixed + 1.5 * each) / 0.9)
     assert gan.Training(train, TINY).chunks == TINY.batch_size
     monkeypatch.setattr(speed, "free_memory", lambda device: each / 2)
@@ -132,7 +132,7 @@ print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
         )
         for b in (1, 9)
     }
-    each, _ = gan.step_bytes(gan.Config(features=16, discriminator_features=16), 3, 20)
+    each, _ = gan._step_bytes(gan.Config(features=16, discriminator_features=16), 3, 20)
     assert 0.4 * each < (peak[9] - peak[1]) / 8 < 1.1 * each
 
 
@@ -287,7 +287,7 @@ def test_recorded_generator_step(train):
     assert "recorded step" in recorded.speedups
     for t in (recorded, launched):
         t.speedups = [x for x in t.speedups if x != "bfloat16"]
-    launched.both = launched.both_sides
+    launched._both_steps = launched._alternate
     a, b = losses(recorded, 8), losses(launched, 8)
     close(a[:5], b[:5], 1e-3)
     close(a, b, 1e-2)
