@@ -28,7 +28,7 @@ from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
 from .masks import color_owners, mask_to_owners
 from hydramix_nb.speed import (
     Graph,
-    chunks_that_fit,
+    n_chunks,
     saved_tensor_bytes,
     mixed_precision,
     optimizer_options,
@@ -178,11 +178,11 @@ def _step_bytes(
     return 1.5 * (two - one), 4 * weights + 2 * one - two + n * S * S * (channels + 14)
 
 # %% ../nbs/26_gan.ipynb #da9aba4c
-def _n_chunks(train, config):
+def _chunks(train, config):
     "Parts that a batch must go through in. MemoryError if even a single composition is too much"
     memory = _step_bytes(config, train.images.shape[1], len(train))
     lower = "image_size or features"
-    return chunks_that_fit(config.batch_size, *memory, train.device, lower)
+    return n_chunks(config.batch_size, *memory, train.device, lower)
 
 # %% ../nbs/26_gan.ipynb #cebb58b3
 class _Steps(training.Training):
@@ -193,7 +193,7 @@ class _Steps(training.Training):
         self.optimizers["generator"].zero_grad(set_to_none=True)
         for I, M in zip(images, mask, strict=True):
             share = len(I) / self.config.batch_size
-            with mixed_precision(self.on, self.device):
+            with mixed_precision(self.speedups, self.device):
                 loss, mixed, terms = self._generator_loss(
                     self.generator, self.discriminator, I, M, self.config
                 )
@@ -209,7 +209,7 @@ class _Steps(training.Training):
         self.optimizers["discriminator"].zero_grad(set_to_none=True)
         for I, mixed in zip(images, compositions, strict=True):
             share = len(I) / self.config.batch_size
-            with mixed_precision(self.on, self.device):
+            with mixed_precision(self.speedups, self.device):
                 loss = self._discriminator_loss(self.discriminator, I[:, 0], mixed)
             (loss * share).backward()
             mean = mean + loss.detach() * share
@@ -229,7 +229,7 @@ class _Alternation(_Steps):
         "One step of the generator and one of the discriminator on the same batch (3.5)"
         for optimizer in self.optimizers.values():
             set_lr(optimizer.param_groups[0], self.lr())
-        losses = self._both_steps(self.next())
+        losses = self._both_steps(self.next_batch())
         self.done += 1
         return losses
 
@@ -268,7 +268,7 @@ class _Compositions(_Alternation):
         first=None,  # int64 [B], first image of each composition; None: the next of the set
     ):  # int64 [B,N]
         "Images of each composition of a batch; the others are drawn from the first's class"
-        first = self.next() if first is None else first
+        first = self.next_batch() if first is None else first
         others = self.train.same_class(self.train.labels[first], self.config.n_images)[:, 1:]
         return torch.cat([first[:, None], others], 1)
 
@@ -308,7 +308,7 @@ class Training(_Compositions):
     ):
         super().__init__(train, config)
         channels = train.images.shape[1]
-        self.chunks = chunks or _n_chunks(train, config)
+        self.chunks = chunks or _chunks(train, config)
         self.images = resize(train.images, config.image_size)
         self.segments, self.n_segments = label_maps(self.images, config, cache)
         self.generator = _generator(channels, config).to(self.device)
@@ -317,17 +317,17 @@ class Training(_Compositions):
         if fast is not False:
             for network in self.networks.values():
                 make_fast(network)
-        self.on = prepare(self.networks.values(), fast)
+        self.speedups = prepare(self.networks.values(), fast)
         for name, network in self.networks.items():
             options = dict(betas=config.betas, weight_decay=config.weight_decay, lr=config.lr)
-            if self.on:
+            if self.speedups:
                 options |= optimizer_options(self.device, config.lr, adam=True)
             self.optimizers[name] = torch.optim.Adam(network.parameters(), **options)
         losses = generator_loss, discriminator_loss
-        if "compiled" in self.on:
+        if "compiled" in self.speedups:
             losses = [torch.compile(loss) for loss in losses]
         self._generator_loss, self._discriminator_loss = losses
-        recorded = "recorded step" in self.on
+        recorded = "recorded step" in self.speedups
         self._both_steps = Graph(self._alternate) if recorded else self._alternate
 
     def measure(self):
@@ -489,7 +489,7 @@ def fit(
         if start is not None:
             state.generator.load_state_dict(start.generator.state_dict())
         if progress:
-            speedups = ", ".join(state.on) or "plain"
+            speedups = ", ".join(state.speedups) or "plain"
             in_chunks = f"; in {state.chunks} chunks" if state.chunks > 1 else ""
             print(f"generator: {state.steps:,} steps on {train.device}; {speedups}{in_chunks}")
         return state
