@@ -138,23 +138,23 @@ class Generator(nn.Module):
         self.encoder = _encoder(in_channels, features, encoder_blocks)
         self.decoder = _decoder(in_channels, features, decoder_blocks)
 
-    def encode(self, images):
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
         "Enc(I), each image on its own: float [*,C,H,W] in −1…1 → F [*,C_f,H/4,W/4] (3.1)"
         _check_images(images, self.in_channels, self.scale)
         features = self.encoder(images.unsqueeze(0).flatten(0, -4))
         return features.reshape(*images.shape[:-3], *features.shape[1:])
 
     @staticmethod
-    def mix(features, mask):
+    def mix(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         "F_mix = Σ_i F_i ⊙ M_i (Eq. 1): F [B,N,C_f,h,w], M [B,N,h,w] in 0…1 → [B,C_f,h,w]"
         _check_mask(mask, features)
         return (features * mask.unsqueeze(2)).sum(1)
 
-    def decode(self, features):
+    def decode(self, features: torch.Tensor) -> torch.Tensor:
         "Dec(F): [*,C_f,h,w] → images [*,C,4h,4w] in −1…1 (3.3)"
         images = self.decoder(features.unsqueeze(0).flatten(0, -4))
         return images.reshape(*features.shape[:-3], *images.shape[1:])
 
-    def forward(self, images, mask):
+    def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         "Dec(Mix(Enc(I), M)): I [B,N,C,H,W] in −1…1, M [B,N,H/4,W/4] → Î [B,C,H,W] (Eq. 2)"
         return self.decode(self.mix(self.encode(images), mask))
