@@ -148,7 +148,7 @@ class _Views(Mixer):
 class HydraMix(_Views):
     "Features of N images of a class mixed by a trained generator: the paper's method"
 
-    _settings = ("n_images", "views", "segment_noise")
+    _settings = ("n_images", "views", "segment_noise", "seed")
     _derived = ("_range", "trained", "generator", "images", "features", "maps")
 
     def __init__(
@@ -158,6 +158,7 @@ class HydraMix(_Views):
         n_images: int | None = None,  # N, images of a composition; None: as trained
         *,
         views: int | None = None,  # crops and flips of each image encoded once; None: always fresh
+        seed: int = 0,  # seed of the views, the mixer's own
         segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
         cache=None,  # folder for label maps
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
@@ -168,13 +169,15 @@ class HydraMix(_Views):
         self.n_images, self.segment_noise = self.config.n_images, self.config.segment_noise
         _check_channels(trained, train)
         self.trained, self.size, self.views = trained, train.images.shape[-1], views
+        self.seed = seed
         self.generator = _on(trained.generator, train.device)
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
         self.images = composing.resize(train.images, self.config.image_size)
         self.segments, self.n_segments = composing.label_maps(self.images, self.config, cache)
         if views is not None:
-            self.features, self.maps = self._encode_views(views)
+            with seeded(seed, train.device):
+                self.features, self.maps = self._encode_views(views)
 
     def mix(self, index):
         side = self.config.image_size // Generator.scale
@@ -193,7 +196,7 @@ class HydraMix(_Views):
 class ChimeraMix(HydraMix):
     "The predecessor: two images, a generator trained with mixing='segments' or 'grid'"
 
-    _settings = ("views", "segment_noise")
+    _settings = ("views", "segment_noise", "seed")
 
     def __init__(
         self,

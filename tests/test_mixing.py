@@ -84,6 +84,16 @@ def test_labels_in_images_out(channels, size):
             assert y is labels
 
 
+def test_views_have_a_seed_of_their_own():
+    made = []
+    for before in (0, 1):
+        trained = untrained()
+        torch.manual_seed(before)
+        made.append(HydraMix(trained, noise(), views=2).features)
+    assert torch.equal(*made)
+    assert not torch.equal(made[0], HydraMix(untrained(), noise(), views=2, seed=1).features)
+
+
 def test_torch_seeds_decide():
     train, labels = noise(), torch.tensor([0, 1])
     for mixer in every_mixer(train):
