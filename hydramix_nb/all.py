@@ -30,6 +30,7 @@ from hydramix_nb import (
     image_folders,
     losses,
     masks,
+    mixer,
     mixing,
     own_images,
     published,
@@ -105,9 +106,9 @@ from hydramix_nb.gan import (
     discriminator_loss,
     fit_once,
     generator_loss,
-    load,
     pretrained,
 )
+from .mixer import Mixer
 from hydramix_nb.mixing import (
     ChimeraMix,
     GridMix,
@@ -184,6 +185,7 @@ from hydramix_nb.runs import (
     checked_parameters,
     chosen_device,
     code_digest,
+    find_data,
     import_extra,
     notebook_parameters,
     provenance,
