@@ -29,7 +29,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def cutouts(tmp_path_factory):
     "The drawn scenes in COCO's format: train and val"
-    from hydramix_nb.scenes import read_coco, write_cutouts
+    from hydramix_nb.cutouts import write_cutouts
+    from hydramix_nb.scenes import read_coco
 
     folder = write_cutouts(tmp_path_factory.mktemp("cutouts"))
     return read_coco(folder), read_coco(folder, "val")

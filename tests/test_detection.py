@@ -17,7 +17,7 @@ from hydramix_nb import detection, scene_mixing
 from hydramix_nb.detection import _coco_results, average_precision
 from hydramix_nb.files import write_tensors
 from hydramix_nb.scene_mixing import SceneMix, Squares, mixed_boxes, object_mask
-from hydramix_nb.scenes import Scenes, _read_annotations, n_shot, read_coco, write_cutouts
+from hydramix_nb.scenes import Scenes, _read_annotations, n_shot, read_coco
 
 TINY = detection.profile("tiny")
 
@@ -191,14 +191,10 @@ def test_a_training_that_was_broken_off_ends_where_it_would_have(cutouts, tmp_pa
     assert all(torch.equal(a[0][k], b[0][k]) for k in a[0])
 
 
-def test_the_rate_warms_up_and_falls(cutouts):
-    state = detection._Training(
-        n_shot(cutouts[0], 1, 0), detection.profile("tiny", steps=260, warmup=10, lr=1.0)
-    )
-    rates = []
-    for done in (0, 5, 10, 100, 159, 160, 219, 220):
-        state.done = done
-        rates.append(round(state.lr(), 4))
+def test_the_rate_warms_up_and_falls():
+    config = detection.profile("tiny", steps=260, warmup=10, lr=1.0)
+    steps = (0, 5, 10, 100, 159, 160, 219, 220)
+    rates = [round(detection._lr(config, done, 260), 4) for done in steps]
     assert rates == [0.001, 0.501, 1, 1, 1, 0.1, 0.1, 0.01]
 
 
@@ -268,8 +264,67 @@ def test_sets_and_settings_that_do_not_fit_are_named(cutouts, tmp_path):
         detection.profile("huge")
     with pytest.raises(ValueError, match="'huge'"):
         scene_mixing.generator_profile("huge")
-    with pytest.raises(ValueError, match="6 or more"):
-        write_cutouts(tmp_path / "few", n_val=3)
+
+
+def no_steps(monkeypatch):
+    "Let the first step fail"
+
+    def step(self):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(detection._Training, "step", step)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "other size", "gone"])
+def test_validation_images_are_opened_before_the_first_step(tmp_path, monkeypatch, spoil):
+    train = make(tmp_path, [[(2, 1, 1, 30, 30)]])
+    val = make(tmp_path, [[(2, 1, 1, 30, 30)]] * 3, split="val")
+    no_steps(monkeypatch)
+    if spoil == "cut":
+        val.path(2).write_bytes(val.path(2).read_bytes()[:200])
+    elif spoil == "other size":
+        val.path(2).write_bytes(make(tmp_path / "b", [[]], [(30, 30)]).path(0).read_bytes())
+    else:
+        val.path(2).unlink()
+    with pytest.raises((ValueError, OSError), match="2.png"):
+        detection.fit(train, val, None, TINY, progress=False)
+
+
+def test_a_precision_without_a_value_is_an_error_before_the_first_step(tmp_path, monkeypatch):
+    train = make(tmp_path, [[(2, 1, 1, 30, 30)]])
+    no_steps(monkeypatch)
+    crowds = make(tmp_path, [[(2, 1, 1, 30, 30)]], split="val", crowds={(0, 0)})
+    huge = make(tmp_path / "huge", [[(2, 1, 1, 30, 30)]])
+    huge.coco.dataset["annotations"][0]["area"] = 1e11
+    for val in (crowds, make(tmp_path / "none", [[], []]), huge):
+        with pytest.raises(ValueError, match="not a single box to be found"):
+            detection.fit(train, val, None, TINY, progress=False)
+        with pytest.raises(ValueError, match="not a single box to be found"):
+            average_precision(val, [])
+
+
+def test_the_detector_is_saved_before_it_is_judged(cutouts, tmp_path, monkeypatch):
+    few, val = n_shot(cutouts[0], 1, 0), cutouts[1]
+    judge = detection.average_precision
+
+    def fail(*args):
+        raise RuntimeError("no judge")
+
+    monkeypatch.setattr(detection, "average_precision", fail)
+    with pytest.raises(RuntimeError, match="no judge"):
+        detection.fit(few, val, None, TINY, folder=tmp_path, progress=False)
+    model, _ = detection.load_detector(tmp_path / "detector.safetensors")
+    monkeypatch.setattr(detection, "average_precision", judge)
+    outcome = detection.fit(few, val, None, TINY, folder=tmp_path, progress=False)
+    assert outcome.precision == average_precision(val, detection.predict(model, val))
+    assert outcome.history[-1]["AP"] == outcome.precision["AP"]
+
+
+def test_evaluations_along_the_way(cutouts):
+    few, val = n_shot(cutouts[0], 1, 0), cutouts[1].subset([0, 1, 10])
+    config = replace(TINY, steps=4, evaluations=2)
+    history = detection.fit(few, val, None, config, progress=False).history
+    assert [h["step"] for h in history if "AP" in h] == [2, 4]
 
 
 def test_more_images_than_memory_is_an_error_that_says_so(cutouts, monkeypatch):

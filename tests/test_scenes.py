@@ -35,21 +35,42 @@ FAULTS = {
     "has no images": {"images": [], "annotations": []},
     "number 0 of images has no 'width'": {"images": [dict(id=1, file_name="a.png", height=40)]},
     "number 0 of annotations has no 'bbox'": {"annotations": [dict(image_id=1, category_id=2)]},
-    "two images have the id 1": {"images": GOOD["images"] * 2},
-    "two categories have the id 2": {"categories": GOOD["categories"] * 2},
+    "2 images have the id 1": {"images": GOOD["images"] * 2},
+    "2 categories have the id 2": {"categories": GOOD["categories"] * 2},
     "annotation 7 has category 3, which is not in the list": {
         "annotations": [{**GOOD["annotations"][0], "category_id": 3}]
     },
     "annotation 7 is of image 5, which is not in the list": {
         "annotations": [{**GOOD["annotations"][0], "image_id": 5}]
     },
-    r"annotation 7 has the box \[1, 2, 3\]": {
+    r"annotation 7: bbox is \[1, 2, 3\], not x, y, width and height": {
         "annotations": [{**GOOD["annotations"][0], "bbox": [1, 2, 3]}]
     },
-    "annotation 7 has the box .*nan": {
+    "annotation 7: bbox is .*nan": {
         "annotations": [{**GOOD["annotations"][0], "bbox": [1, 2, 3, float("nan")]}]
     },
 }
+WRONG_FIELDS = [
+    ("annotations", "area", None, "annotation 7: area is None, not a number"),
+    ("annotations", "area", "12", "annotation 7: area is '12', not a number"),
+    ("annotations", "area", float("inf"), "annotation 7: area is inf"),
+    ("annotations", "iscrowd", None, "annotation 7: iscrowd is None, not 0 or 1"),
+    ("annotations", "iscrowd", 2, "annotation 7: iscrowd is 2"),
+    ("annotations", "bbox", None, "annotation 7: bbox is None"),
+    ("annotations", "bbox", [1, 2, "3", 4], "annotation 7: bbox is"),
+    ("annotations", "bbox", [1, 2, True, 4], "annotation 7: bbox is"),
+    ("annotations", "bbox", [1, 2, 10**400, 4], "annotation 7: bbox is"),
+    ("annotations", "image_id", "1", "annotation 7: image_id is '1', not a whole number"),
+    ("annotations", "image_id", [1], r"annotation 7: image_id is \[1\]"),
+    ("annotations", "category_id", None, "annotation 7: category_id is None"),
+    ("images", "id", "1", "image 1: id is '1', not a whole number"),
+    ("images", "file_name", None, "image 1: file_name is None, not a text"),
+    ("images", "file_name", "", "image 1: file_name is '', not a text"),
+    ("images", "height", 40.5, "image 1: height is 40.5, not a whole number above 0"),
+    ("images", "width", 0, "image 1: width is 0, not a whole number above 0"),
+    ("categories", "id", True, "category True: id is True"),
+    ("categories", "name", 5, "category 2: name is 5, not a text"),
+]
 
 
 @pytest.mark.parametrize("message", FAULTS)
@@ -58,6 +79,24 @@ def test_faults_in_annotations_are_named(tmp_path, message):
     with pytest.raises(ValueError, match=message) as e:
         _read_annotations(tmp_path / "a.json")
     assert str(tmp_path / "a.json") in str(e.value)
+
+
+@pytest.mark.parametrize("part, field, value, message", WRONG_FIELDS)
+def test_fields_of_a_wrong_type_are_named(tmp_path, part, field, value, message):
+    "Whatever training or evaluation needs is checked when the file is read"
+    data = {**GOOD, part: [{**GOOD[part][0], field: value}]}
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message) as e:
+        _read_annotations(tmp_path / "a.json")
+    assert str(tmp_path / "a.json") in str(e.value)
+
+
+@pytest.mark.parametrize("entry", [None, 5, "text", []])
+@pytest.mark.parametrize("part", ["images", "categories", "annotations"])
+def test_entries_that_are_no_objects_are_named(tmp_path, part, entry):
+    (tmp_path / "a.json").write_text(json.dumps({**GOOD, part: [entry]}))
+    with pytest.raises(ValueError, match=f"number 0 of {part} is .*, not an object"):
+        _read_annotations(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("text", ['{"images": [', "", "[1, 2]", "\xff\xfe"])
@@ -90,12 +129,12 @@ def test_annotations_are_numbered_from_one_and_completed(tmp_path):
     assert (second["id"], second["area"], second["iscrowd"]) == (2, 9, 1)
 
 
-def test_missing_pictures_are_one_error_before_anything_is_read(tmp_path):
+def test_missing_images_are_one_error_before_anything_is_read(tmp_path):
     make(tmp_path, [[(2, 1, 1, 9, 9)]] * 5)
     for i in (0, 2, 3, 4):
         (tmp_path / "train" / f"{i}.png").unlink()
     with pytest.raises(
-        FileNotFoundError, match="4 of 5 pictures are missing: .*0.png.*2.png.*3.png, …$"
+        FileNotFoundError, match="4 of 5 images are missing: .*0.png.*2.png.*3.png, …$"
     ):
         read_coco(tmp_path)
 
@@ -161,7 +200,7 @@ def test_clip_boxes_takes_tensors_of_sizes():
 # images
 
 
-def picture(path, size, mode="RGB", orientation=None):
+def save_image(path, size, mode="RGB", orientation=None):
     from PIL import Image
 
     image = Image.fromarray(
@@ -175,9 +214,9 @@ def picture(path, size, mode="RGB", orientation=None):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_turned_pictures_are_as_their_boxes_are_measured(tmp_path, orientation):
+def test_turned_images_are_as_their_boxes_are_measured(tmp_path, orientation):
     stored = torch.from_numpy(
-        picture(tmp_path / "a.jpg", (40, 30), orientation=orientation)
+        save_image(tmp_path / "a.jpg", (40, 30), orientation=orientation)
     ).permute(2, 0, 1)
     assert torch.equal(_read_scene(tmp_path / "a.jpg", 30, 40), stored)
     if orientation < 5:
@@ -186,15 +225,27 @@ def test_turned_pictures_are_as_their_boxes_are_measured(tmp_path, orientation):
     assert torch.equal(turned, torch.rot90(stored, -1 if orientation == 6 else 1, (1, 2)))
 
 
-def test_grey_pictures_become_colour_and_other_sizes_are_an_error(tmp_path):
-    picture(tmp_path / "a.png", (40, 30), "L")
+def test_grey_images_become_colour_and_other_sizes_are_an_error(tmp_path):
+    save_image(tmp_path / "a.png", (40, 30), "L")
     grey = _read_scene(tmp_path / "a.png", 30, 40)
     assert grey.shape == (3, 30, 40) and torch.equal(grey[0], grey[2])
     with pytest.raises(ValueError, match="40×30 pixels, its annotations say 41×30"):
         _read_scene(tmp_path / "a.png", 30, 41)
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="b.png"):
         _read_scene(tmp_path / "b.png", 30, 40)
+
+
+def test_every_image_is_opened_before_a_training(tmp_path):
+    scenes = make(tmp_path, [[(2, 1, 1, 9, 9)]] * 3)
+    scenes.check_images()
+    whole = (tmp_path / "train/2.png").read_bytes()
+    (tmp_path / "train/2.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="2.png"):
+        scenes.check_images()
+    save_image(tmp_path / "train/2.png", (61, 40))
+    with pytest.raises(ValueError, match="2.png has 61×40 pixels, its annotations say 60×40"):
+        scenes.check_images()
 
 
 # N-shot
