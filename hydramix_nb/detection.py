@@ -289,8 +289,7 @@ class _Training(training.Training):
         first = self.next()
         is_mixed = self.mixer is not None and torch.rand(()) < self.p_gen
         images, targets = self.mixer.batch(first) if is_mixed else self.real(first)
-        lr = _lr(self.config, self.done, self.steps)
-        self.optimizers["model"].param_groups[0]["lr"] = lr
+        self.optimizers["model"].param_groups[0]["lr"] = _lr(self.config, self.done, self.steps)
         losses = self.model(images, targets)
         loss = sum(losses.values())
         self.update("model", loss)

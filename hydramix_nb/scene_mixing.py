@@ -22,33 +22,65 @@ from .scenes import Scenes
 from .training import settings_text
 
 # %% ../nbs/52_scene_mixing.ipynb #d134bd85
-class Squares:
+class _Pixels:
+    "Images of different sizes, resident in one row of pixels, of which square windows are cut"
+
+    def __init__(
+        self,
+        images: list,  # images, uint8 [3,H,W]
+        size: int,  # S, side of a window, pixels; the shorter side of an image becomes S + S/8
+        device,  # device of the pixels
+    ):
+        self.size, self.device = size, torch.device(device)
+        short, scaled = size + size // 8, []
+        for image in images:
+            h, w = image.shape[1:]
+            to = [max(short, round(side * short / min(h, w))) for side in (h, w)]
+            x = F.interpolate(image[None].float(), to, mode="bilinear", antialias=True)[0]
+            scaled.append(x.round().clamp(0, 255).byte())
+        shapes = torch.tensor([x.shape[1:] for x in scaled], device=self.device)
+        self.height, self.width = shapes.unbind(1)
+        area = self.height * self.width
+        self.start = area.cumsum(0) - area
+        self.pixels = torch.cat([x.flatten(1) for x in scaled], 1).to(self.device)
+
+    def windows(
+        self,
+        index: torch.Tensor,  # int64 [...]: positions of the images
+        augment: bool = True,  # anywhere and half of them mirrored; otherwise the centre
+    ) -> torch.Tensor:  # int64 [...,3]: top, left, mirrored
+        "Draw where to cut"
+        down, right = self.height[index] - self.size, self.width[index] - self.size
+        room = torch.stack([down, right, torch.ones_like(index)], -1)
+        if not augment:
+            return room // 2
+        return (torch.rand(room.shape, device=self.device) * (room + 1)).long()
+
+    def cut(self, index, windows):
+        "The pixels of windows: uint8 [...,3,S,S]"
+        top, left, mirrored = windows.flatten(0, -2).unbind(1)
+        along, i = torch.arange(self.size, device=self.device), index.flatten()
+        rows = top[:, None] + along
+        across = torch.where(mirrored[:, None] > 0, self.size - 1 - along, along)
+        columns = left[:, None] + across
+        start, width = self.start[i, None, None], self.width[i, None, None]
+        at = start + rows[:, :, None] * width + columns[:, None, :]
+        return self.pixels[:, at].movedim(0, 1).reshape(*index.shape, 3, self.size, self.size)
+
+# %% ../nbs/52_scene_mixing.ipynb #52bb0001
+class Squares(_Pixels):
     "Scenes resident at the generator's size: random windows of them, with their boxes"
 
     def __init__(
         self,
         scenes: Scenes,  # the few scenes
-        size: int,  # S, side of a window in pixels; the shorter side of a scene becomes S + S/8
-        device="cpu",  # where pixels and boxes live
+        size: int,  # S, side of a window, pixels
+        device="cpu",  # device of pixels and boxes
     ):
-        self.scenes, self.size, self.device = scenes, size, torch.device(device)
-        short, pictures, scale = size + size // 8, [], []
-        for i, (h, w) in enumerate(scenes.sizes.tolist()):
-            to = (
-                (short, max(short, round(w * short / h)))
-                if h <= w
-                else (max(short, round(h * short / w)), short)
-            )
-            picture = F.interpolate(
-                scenes.image(i)[None].float(), to, mode="bilinear", antialias=True
-            )[0]
-            pictures.append(picture.round().clamp(0, 255).byte())
-            scale.append([to[1] / w, to[0] / h] * 2)
-        shapes = torch.tensor([p.shape[1:] for p in pictures], device=self.device)
-        self.height, self.width = shapes.unbind(1)
-        self.start = (self.height * self.width).cumsum(0) - self.height * self.width
-        self.pixels = torch.cat([p.flatten(1) for p in pictures], 1).to(self.device)
-        self.boxes = (scenes.boxes * torch.tensor(scale)[:, None]).to(self.device)
+        super().__init__([scenes.image(i) for i in range(len(scenes))], size, device)
+        scale = torch.stack([self.width, self.height], 1).cpu() / scenes.sizes.flip(1)
+        self.scenes = scenes
+        self.boxes = (scenes.boxes * scale.repeat(1, 2)[:, None]).to(self.device)
         self.labels = (scenes.labels * scenes.objects).to(self.device)
         self.holds = scenes.holds().to(self.device)
 
@@ -58,53 +90,17 @@ class Squares:
     def digest(self):
         return self.scenes.digest()
 
-    def windows(
-        self,
-        index: torch.Tensor,  # int64 [...]: which images
-        augment: bool = True,  # anywhere and mirrored at times; otherwise the centre
-    ) -> torch.Tensor:  # int64 [...,3]: top, left, mirrored
-        "Where to cut"
-        room = torch.stack(
-            [self.height[index] - self.size, self.width[index] - self.size, torch.ones_like(index)],
-            -1,
-        )
-        if not augment:
-            return room // 2
-        return (torch.rand(room.shape, device=self.device) * (room + 1)).long()
-
-    def cut(
-        self,
-        index: torch.Tensor,  # int64 [...]
-        windows: torch.Tensor,  # from `windows`
-    ) -> torch.Tensor:  # uint8 [...,3,S,S]
-        "The pixels of the windows"
-        top, left, mirrored = windows.flatten(0, -2).unbind(1)
-        along = torch.arange(self.size, device=self.device)
-        rows, columns = (
-            top[:, None] + along,
-            left[:, None] + torch.where(mirrored[:, None] > 0, self.size - 1 - along, along),
-        )
-        i = index.flatten()
-        at = (
-            self.start[i, None, None]
-            + rows[:, :, None] * self.width[i, None, None]
-            + columns[:, None, :]
-        )
-        return self.pixels[:, at].movedim(0, 1).reshape(*index.shape, 3, self.size, self.size)
-
     def boxes_in(
         self,
-        index: torch.Tensor,  # int64 [...]
-        windows: torch.Tensor,  # from `windows`
-    ) -> tuple:  # boxes float [...,K,4] clipped to the window; their areas before, [...,K], 0 for none; labels int64 [...,K], 0 for none
-        "The boxes of the windows"
+        index: torch.Tensor,  # int64 [...]: positions of the images
+        windows: torch.Tensor,  # int64 [...,3], from `windows`
+    ) -> tuple:  # boxes [...,K,4] clipped; areas before, [...,K], 0 for none; labels int64 [...,K]
+        "The boxes of windows; label 0: no box"
         top, left, mirrored = windows[..., None].unbind(-2)
         x1, y1, x2, y2 = self.boxes[index].unbind(-1)
         x1, x2 = x1 - left, x2 - left
-        x1, x2 = (
-            torch.where(mirrored > 0, self.size - x2, x1),
-            torch.where(mirrored > 0, self.size - x1, x2),
-        )
+        flip, size = mirrored > 0, self.size
+        x1, x2 = torch.where(flip, size - x2, x1), torch.where(flip, size - x1, x2)
         boxes, labels = torch.stack([x1, y1 - top, x2, y2 - top], -1), self.labels[index]
         area = (x2 - x1) * (y2 - y1) * (labels > 0)
         return boxes.clamp(0, self.size), area, labels
@@ -113,19 +109,16 @@ class Squares:
         "`ImageSet` of the centres; the label is that of the first box, if there is one"
         index = torch.arange(len(self), device=self.device)
         first = self.labels[index, (self.labels > 0).byte().argmax(1)]
-        return ImageSet(
-            self.cut(index, self.windows(index, False)),
-            (first - 1).clamp(min=0),
-            self.scenes.classes,
-        )
+        images = self.cut(index, self.windows(index, False))
+        return ImageSet(images, (first - 1).clamp(min=0), self.scenes.classes)
 
 # %% ../nbs/52_scene_mixing.ipynb #5812fb68
 def _partners(
     holds: torch.Tensor,  # bool [n,classes]: which image has which class
-    first: torch.Tensor,  # int64 [B]: the first image of each composition
-    n_images: int,  # N
+    first: torch.Tensor,  # int64 [B]: first image of each composition
+    n_images: int,  # N, images of a composition
 ) -> torch.Tensor:  # int64 [B,N]
-    "Images that share a class with the first one, with replacement; an image that shares none comes N times"
+    "Draw images that share a class with the first; one that shares none comes N times"
     if n_images == 1:
         return first[:, None]
     shares = holds[first] & (holds.sum(0) > 1)
@@ -140,124 +133,119 @@ def _partners(
 _MIN_VISIBLE = 0.25  # share of an object's box that has to be seen for it to count
 
 
-def object_mask(
-    boxes: torch.Tensor,  # float [B,N,K,4] in a square of `size`
-    area: torch.Tensor,  # float [B,N,K]: their areas before they were clipped, 0 for none
-    size: int,  # S, side of the images in pixels
-    side: int,  # side of the mask: S/4 in feature space, S in pixel space
-    min_visible: float = _MIN_VISIBLE,  # share of a box that the window has to show
-) -> torch.Tensor:  # M float [B,N,side,side], one-hot over N
-    "The mixing mask of a batch of scenes: each box with probability 1/2"
-    shown = _box_area(boxes) >= min_visible * area.clamp(min=1e-6)
-    return box_mask(
-        boxes,
-        side,
-        side,
-        image_size=(size, size),
-        keep=shown & (torch.rand(area.shape, device=area.device) < 0.5),
-    )
-
-
 def _box_area(boxes):
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
 
+
+def object_mask(
+    boxes: torch.Tensor,  # float [B,N,K,4] in a square of `size`
+    area: torch.Tensor,  # float [B,N,K]: areas before the boxes were clipped, 0 for none
+    size: int,  # S, side of the images, pixels
+    side: int,  # side of the mask: S/4 in feature space, S in pixel space
+    min_visible: float = _MIN_VISIBLE,  # share of a box that the window has to show, 0…1
+) -> torch.Tensor:  # M float [B,N,side,side], one-hot over N
+    "Draw the mixing mask of a batch of scenes: each box with probability 1/2"
+    is_shown = _box_area(boxes) >= min_visible * area.clamp(min=1e-6)
+    keep = is_shown & (torch.rand(area.shape, device=area.device) < 0.5)
+    return box_mask(boxes, side, side, image_size=(size, size), keep=keep)
+
 # %% ../nbs/52_scene_mixing.ipynb #aa974d9c
+def _reach(
+    start,  # float [...]: first edge of the boxes
+    stop,  # float [...]: second edge of the boxes
+    edges,  # float [h]: first edge of each cell
+    cell: float,  # side of a cell
+) -> torch.Tensor:  # float [...,h]: 0…cell
+    "The length that each box has in each cell of an axis"
+    low = torch.maximum(start[..., None], edges)
+    high = torch.minimum(stop[..., None], edges + cell)
+    return (high - low).clamp(min=0)
+
+
 def _visible_boxes(
     boxes: torch.Tensor,  # float [B,N,K,4] in a square of `size`
-    area: torch.Tensor,  # float [B,N,K]: their areas before they were clipped, 0 for none
+    area: torch.Tensor,  # float [B,N,K]: areas before the boxes were clipped, 0 for none
     mask: torch.Tensor,  # M [B,N,h,h], one-hot over N
-    size: int,  # S
+    size: int,  # S, side of the images, pixels
 ) -> tuple:  # visible share [B,N,K] 0…1, and tight boxes [B,N,K,4]; zero where nothing is seen
-    "What a mixture shows of each box"
+    "Find what a mixture shows of each box"
     cell = size / mask.shape[-1]
     low = torch.arange(mask.shape[-1], device=boxes.device) * cell
     x1, y1, x2, y2 = boxes.unbind(-1)
-    reach = lambda a, b: (
-        torch.minimum(b[..., None], low + cell) - torch.maximum(a[..., None], low)
-    ).clamp(min=0)
-    rows, columns = reach(y1, y2), reach(x1, x2)
-    by_column, by_row = (
-        torch.einsum("bnky,bnyx->bnkx", rows, mask) * columns,
-        torch.einsum("bnkx,bnyx->bnky", columns, mask) * rows,
-    )
+    rows, columns = _reach(y1, y2, low, cell), _reach(x1, x2, low, cell)
+    by_column = torch.einsum("bnky,bnyx->bnkx", rows, mask) * columns
+    by_row = torch.einsum("bnkx,bnyx->bnky", columns, mask) * rows
     share = torch.where(area > 0, by_row.sum(-1) / area.clamp(min=1e-6), 0)
-    first = lambda seen: torch.where(seen > 0, low, size).amin(-1)
-    last = lambda seen: torch.where(seen > 0, low + cell, 0).amax(-1)
-    tight = torch.stack(
-        [
-            torch.maximum(x1, first(by_column)),
-            torch.maximum(y1, first(by_row)),
-            torch.minimum(x2, last(by_column)),
-            torch.minimum(y2, last(by_row)),
-        ],
-        -1,
-    )
-    return share, tight * (share > 0)[..., None]
+    first_x, first_y = (torch.where(v > 0, low, size).amin(-1) for v in (by_column, by_row))
+    last_x, last_y = (torch.where(v > 0, low + cell, 0).amax(-1) for v in (by_column, by_row))
+    x1, y1 = torch.maximum(x1, first_x), torch.maximum(y1, first_y)
+    x2, y2 = torch.minimum(x2, last_x), torch.minimum(y2, last_y)
+    return share, torch.stack([x1, y1, x2, y2], -1) * (share > 0)[..., None]
 
 # %% ../nbs/52_scene_mixing.ipynb #f4fe3c7a
-_MERGE_IOU = 0.8  # from which on two boxes of a class from different images are one
-
-
 def _unite_windows(
-    index: torch.Tensor,  # int64 [B,N]
-    windows: torch.Tensor,  # int64 [B,N,3]
+    index: torch.Tensor,  # int64 [B,N]: positions of the images
+    windows: torch.Tensor,  # int64 [B,N,3], from `windows`
     mask: torch.Tensor,  # M [B,N,h,w]
 ) -> tuple:  # mask [B,N,h,w], and bool [B,N]: the first of each group of equals
     "Give what equal windows own to the first of them"
     key = torch.cat([index[..., None], windows], -1)
-    same = (key[:, :, None] == key[:, None]).all(-1)
-    first = same.byte().argmax(2)
+    is_same = (key[:, :, None] == key[:, None]).all(-1)
+    first = is_same.byte().argmax(2)
     owned = torch.zeros_like(mask).scatter_add_(1, first[:, :, None, None].expand_as(mask), mask)
     return owned, first == torch.arange(index.shape[1], device=index.device)
+
+# %% ../nbs/52_scene_mixing.ipynb #52bb0002
+_MERGE_IOU = 0.8  # intersection over union from which two boxes of a class become one
+
+
+def _overlaps(
+    boxes: torch.Tensor,  # float [B,M,4]
+    iou: float,  # least intersection over union
+) -> torch.Tensor:  # bool [B,M,M]
+    "Which boxes overlap by so much"
+    a, b = boxes[:, :, None], boxes[:, None]
+    low = torch.maximum(a[..., :2], b[..., :2])
+    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - low).clamp(min=0).prod(-1)
+    return inner >= iou * (_box_area(a) + _box_area(b) - inner)
 
 
 def _merge_boxes(
     boxes: torch.Tensor,  # float [B,N,K,4]
     labels: torch.Tensor,  # int64 [B,N,K], 0 for none
-    iou: float = _MERGE_IOU,  # from which on boxes are merged
+    iou: float = _MERGE_IOU,  # intersection over union from which boxes are merged
 ) -> tuple:  # boxes [B,N·K,4], labels [B,N·K]
-    "Boxes of one class from different images that nearly coincide become one around them"
+    "Merge boxes of one class from different images that nearly coincide"
     B, N, K = labels.shape
-    image = torch.arange(N, device=boxes.device).repeat_interleave(K)
+    each = torch.arange(N * K, device=boxes.device)
     boxes, labels = boxes.flatten(1, 2), labels.flatten(1)
-    a, b = boxes[:, :, None], boxes[:, None]
-    inner = (
-        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]))
-        .clamp(min=0)
-        .prod(-1)
-    )
-    outer = _box_area(a) + _box_area(b) - inner
-    near = (
-        (inner >= iou * outer)
-        & (labels[:, :, None] == labels[:, None])
-        & (labels > 0)[:, None]
-        & (labels > 0)[:, :, None]
-        & (image[:, None] != image)
-    )
+    is_real, image = labels > 0, each // K
+    near = _overlaps(boxes, iou) & is_real[:, None] & is_real[:, :, None]
+    near &= (labels[:, :, None] == labels[:, None]) & (image[:, None] != image)
     near |= torch.eye(N * K, dtype=torch.bool, device=boxes.device)
-    group = torch.arange(N * K, device=boxes.device).expand(B, -1)
+    group = each.expand(B, -1)
     for _ in range(N):
         group = torch.where(near, group[:, None], N * K).amin(2)
-    member = group[:, None] == torch.arange(N * K, device=boxes.device)[:, None]
-    low = torch.where(member[..., None], b[..., :2], math.inf).amin(2)
-    high = torch.where(member[..., None], b[..., 2:], -math.inf).amax(2)
-    own = member.diagonal(dim1=1, dim2=2) & (labels > 0)
-    return torch.where(own[..., None], torch.cat([low, high], -1), 0), labels * own
+    member = (group[:, None] == each[:, None])[..., None]
+    low = torch.where(member, boxes[:, None, :, :2], math.inf).amin(2)
+    high = torch.where(member, boxes[:, None, :, 2:], -math.inf).amax(2)
+    is_first = (group == each) & is_real
+    return torch.where(is_first[..., None], torch.cat([low, high], -1), 0), labels * is_first
 
 # %% ../nbs/52_scene_mixing.ipynb #8b8a8ec9
 def mixed_boxes(
-    squares: Squares,  # the scenes
-    index: torch.Tensor,  # int64 [B,N]
-    windows: torch.Tensor,  # int64 [B,N,3]
+    squares: Squares,  # the few scenes
+    index: torch.Tensor,  # int64 [B,N]: positions of the images
+    windows: torch.Tensor,  # int64 [B,N,3], from `Squares.windows`
     mask: torch.Tensor,  # M [B,N,h,h]
-    min_visible: float = _MIN_VISIBLE,  # share of a box that has to be seen
+    min_visible: float = _MIN_VISIBLE,  # share of a box that has to be seen, 0…1
 ) -> tuple:  # boxes float [B,N·K,4] and labels int64 [B,N·K] in squares of S; label 0: no box
-    "The boxes of mixed scenes: of the images whose pixels are there, as far as they are there"
+    "Find the boxes of mixed scenes: of what is there, as far as it is there"
     boxes, area, labels = squares.boxes_in(index, windows)
     mask, single = _unite_windows(index, windows, mask)
     share, tight = _visible_boxes(boxes, area * single[..., None], mask, squares.size)
-    fine = (share >= min_visible) & (tight[..., 2:] - tight[..., :2] >= 1).all(-1)
-    return _merge_boxes(tight * fine[..., None], labels * fine)
+    is_seen = (share >= min_visible) & (tight[..., 2:] - tight[..., :2] >= 1).all(-1)
+    return _merge_boxes(tight * is_seen[..., None], labels * is_seen)
 
 # %% ../nbs/52_scene_mixing.ipynb #04dc939d
 class _SceneTraining(gan.Training):
@@ -272,46 +260,39 @@ class _SceneTraining(gan.Training):
             raise ValueError(
                 f"scenes are at {squares.size} pixels, config.image_size is {config.image_size}"
             )
-        super().__init__(
-            squares.centres(), replace(config, mixing="grid")
-        )  # a grid asks for no segmentation
+        # a grid asks for no segmentation
+        super().__init__(squares.centres(), replace(config, mixing="grid"))
         self.squares, self.config = squares, config
-        self._both_steps = (
-            self._alternate
-        )  # never recorded: how boxes and windows are drawn has not been tried in a graph
+        # never recorded: drawing boxes and windows has not been tried in a graph
+        self.both = self.both_sides
 
     def batch(self, first=None):
         "Indices [B,N]: the first image walks through the set, the others share a class with it"
-        return _partners(
-            self.squares.holds, self.next_batch() if first is None else first, self.config.n_images
-        )
+        first = self.next() if first is None else first
+        return _partners(self.squares.holds, first, self.config.n_images)
 
     def draw(self, index, config=None):
         "Windows and mask of the compositions `index`"
-        windows = self.squares.windows(index, (config or self.config).augment)
-        boxes, area, _ = self.squares.boxes_in(index, windows)
-        return to_float(self.squares.cut(index, windows)), object_mask(
-            boxes, area, self.squares.size, self.squares.size // Generator.scale
-        )
+        squares = self.squares
+        windows = squares.windows(index, (config or self.config).augment)
+        boxes, area, _ = squares.boxes_in(index, windows)
+        mask = object_mask(boxes, area, squares.size, squares.size // Generator.scale)
+        return to_float(squares.cut(index, windows)), mask
 
     def picture(self):
-        "A row for each of the first six images: images, mask, composition"
-        index = _partners(
-            self.squares.holds,
-            torch.arange(min(6, len(self.squares)), device=self.device),
-            self.config.n_images,
-        )
+        "A row for each of the first six scenes: images, mask, composition"
+        first = torch.arange(min(6, len(self.squares)), device=self.device)
+        index = _partners(self.squares.holds, first, self.config.n_images)
         rows = gan.composition_rows(self.generator, *self.draw(index))
-        return "compositions", torch.from_numpy(
-            image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
-        ).permute(2, 0, 1)
+        grid = image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
+        return "compositions", torch.from_numpy(grid).permute(2, 0, 1)
 
 # %% ../nbs/52_scene_mixing.ipynb #2c2cdf69
 def generator_profile(
-    name: str = "paper",  # "paper", "small" (minutes on one core) or "tiny" (seconds; its images mean nothing)
+    name: str = "paper",  # "paper", "small" (minutes on one core) or "tiny" (images mean nothing)
     **changes,  # fields of gan.Config to set otherwise
 ) -> gan.Config:
-    "How the generator of scenes is trained: as for STL-10, at 256 pixels"
+    "The settings of a generator of scenes: as for STL-10, at 256 pixels"
     return gan.profile(name, 96, **{**_GENERATOR_PROFILES.get(name, {}), **changes})
 
 
@@ -324,7 +305,7 @@ def fit_generator(
     squares: Squares,  # the few scenes, at `config.image_size`
     config: gan.Config = None,  # settings; None: `generator_profile()`
     *,
-    folder=None,  # where checkpoint, generator, pictures and TensorBoard log go; a checkpoint found there is gone on from
+    folder=None,  # folder for checkpoint, generator, images and log; a checkpoint is resumed
     checkpoint_minutes: float = 5,  # minutes between checkpoints
     progress: bool = True,  # show a progress bar
 ) -> gan.Trained:  # as from `gan.fit`; `gan.load` reads it again
@@ -353,14 +334,15 @@ class SceneMix:
 
     def __init__(
         self,
-        squares: Squares,  # the few scenes, at the size that the generator was trained at
-        trained: gan.Trained = None,  # from `fit_generator`; None: mix pixels
+        squares: Squares,  # the few scenes, at the size of the generator
+        trained: gan.Trained = None,  # generator from `fit_generator`; None: mix pixels
         n_images: int = None,  # N; None: as trained, 4 without a generator
-        min_visible: float = _MIN_VISIBLE,  # share of a box that has to be seen for it to count
+        min_visible: float = _MIN_VISIBLE,  # share of a box that has to be seen, 0…1
     ):
         if trained and squares.size != trained.config.image_size:
             raise ValueError(
-                f"scenes are at {squares.size} pixels, the generator was trained at {trained.config.image_size}"
+                f"scenes are at {squares.size} pixels, "
+                f"the generator was trained at {trained.config.image_size}"
             )
         if not 0 < min_visible <= 1:
             raise ValueError(f"min_visible={min_visible}: above 0, up to 1")
@@ -371,29 +353,20 @@ class SceneMix:
     def __call__(
         self,
         first: torch.Tensor,  # int64 [B]: positions in the set
-    ) -> (
-        tuple
-    ):  # images float [B,3,S,S] in −1…1, boxes float [B,M,4], labels int64 [B,M], 0 for no box
-        "A new scene for each image; randomness is torch's own"
-        size = self.squares.size
-        index = _partners(self.squares.holds, first.to(self.squares.device), self.n_images)
-        windows = self.squares.windows(index)
-        images = to_float(self.squares.cut(index, windows))
-        boxes, area, _ = self.squares.boxes_in(index, windows)
-        mask = object_mask(
-            boxes, area, size, size // Generator.scale if self.trained else size, self.min_visible
-        )
-        mixed = (
-            self.trained.generator(images, mask) if self.trained else Generator.mix(images, mask)
-        )
-        return mixed, *mixed_boxes(self.squares, index, windows, mask, self.min_visible)
+    ) -> tuple:  # images float [B,3,S,S] in −1…1; boxes [B,M,4]; labels int64 [B,M], 0 for no box
+        "Make a new scene for each image; randomness is torch's own"
+        squares = self.squares
+        index = _partners(squares.holds, first.to(squares.device), self.n_images)
+        windows = squares.windows(index)
+        images = to_float(squares.cut(index, windows))
+        boxes, area, _ = squares.boxes_in(index, windows)
+        side = squares.size // Generator.scale if self.trained else squares.size
+        mask = object_mask(boxes, area, squares.size, side, self.min_visible)
+        mix = self.trained.generator if self.trained else Generator.mix
+        return mix(images, mask), *mixed_boxes(squares, index, windows, mask, self.min_visible)
 
-    def batch(
-        self,
-        first: torch.Tensor,  # int64 [B]
-    ) -> tuple:  # list of images float [3,S,S] in 0…1, list of targets
-        "The same, as torchvision's detectors take it"
+    def batch(self, first):
+        "The same in lists, as torchvision's detectors take it: images in 0…1, targets"
         images, boxes, labels = self(first)
-        return list((images + 1) / 2), [
-            dict(boxes=b[l > 0], labels=l[l > 0]) for b, l in zip(boxes, labels, strict=True)
-        ]
+        found = zip(boxes, labels, strict=True)
+        return list((images + 1) / 2), [dict(boxes=b[l > 0], labels=l[l > 0]) for b, l in found]
