@@ -236,7 +236,7 @@ def test_scenes_without_boxes_can_be_learned_from(tmp_path):
     train = make(tmp_path, [[], [(2, 1, 1, 30, 30)]])
     state = detection._Training(train, TINY)
     state.order = torch.tensor([0, 0])
-    state.next = lambda: torch.tensor([0, 0])
+    state.next_batch = lambda: torch.tensor([0, 0])
     assert all(v.isfinite() for v in state.step().values())
 
 
