@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 # %% ../nbs/54_detection.ipynb #54aa0005
 from . import __version__, training
-from .classifier import digest
-from .files import read_tensors, write_tensors
+from .files import read_tensors, weights_digest, write_tensors
 from .scene_mixing import SceneMix
 from .scenes import Scenes
 from .speed import free_memory
@@ -286,7 +285,7 @@ class _Training(training.Training):
         self.real = _Batches(train, self.device)
 
     def step(self):
-        first = self.next()
+        first = self.next_batch()
         is_mixed = self.mixer is not None and torch.rand(()) < self.p_gen
         images, targets = self.mixer.batch(first) if is_mixed else self.real(first)
         self.optimizers["model"].param_groups[0]["lr"] = _lr(self.config, self.done, self.steps)
@@ -398,7 +397,7 @@ def _settings(train, config, mixer, p_gen, backbone):
         n_images=mixer.n_images,
         size=mixer.squares.size,
         min_visible=mixer.min_visible,
-        generator=mixer.trained and digest(mixer.trained.generator),
+        generator=mixer.trained and weights_digest(mixer.trained.generator),
     )
     if backbone is not None:
         backbone = hashlib.sha256(Path(backbone).expanduser().read_bytes()).hexdigest()

@@ -268,7 +268,7 @@ class _SceneTraining(gan.Training):
 
     def batch(self, first=None):
         "Indices [B,N]: the first image walks through the set, the others share a class with it"
-        first = self.next() if first is None else first
+        first = self.next_batch() if first is None else first
         return _partners(self.squares.holds, first, self.config.n_images)
 
     def draw(self, index, config=None):
