@@ -14,17 +14,16 @@ import torch
 
 # %% ../nbs/55_crops.ipynb #51e71b66
 def _draw_boxes(
-    n: int,  # how many
-    side: int,  # of the square images, pixels
-    scale: tuple,  # smallest and largest area, shares of the image
-    device="cpu",  # where they are drawn
-    attempts: int = 10,  # draws for each
+    n: int,  # number of rectangles
+    side: int,  # side of the square images, pixels
+    scale: tuple,  # smallest and largest area, shares of the image, 0…1
+    device="cpu",  # device of the result
+    n_tries: int = 10,  # draws for each rectangle
 ) -> torch.Tensor:  # int64 [n,4]: top, left, height, width
-    "Rectangles of random place, area and aspect, as torchvision's RandomResizedCrop draws them"
-    area = side**2 * torch.empty(n, attempts, device=device).uniform_(*scale)
-    aspect = (
-        torch.empty(n, attempts, device=device).uniform_(math.log(3 / 4), math.log(4 / 3)).exp()
-    )
+    "Draw rectangles of random place, area and aspect, as torchvision's RandomResizedCrop does"
+    area = side**2 * torch.empty(n, n_tries, device=device).uniform_(*scale)
+    log_aspect = torch.empty(n, n_tries, device=device).uniform_(math.log(3 / 4), math.log(4 / 3))
+    aspect = log_aspect.exp()
     height, width = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
     fits = (0 < height) & (height <= side) & (0 < width) & (width <= side)
     first = fits.int().argmax(1, keepdim=True)
@@ -34,39 +33,36 @@ def _draw_boxes(
 
 # %% ../nbs/55_crops.ipynb #298f0911
 def _cubic(
-    x: torch.Tensor,  # distances in pixels
+    x: torch.Tensor,  # distances, pixels
 ) -> torch.Tensor:  # weights
     "Kernel of bicubic interpolation, a = −1/2"
     x = x.abs()
-    return torch.where(
-        x < 1,
-        (1.5 * x - 2.5) * x * x + 1,
-        torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0),
-    )
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
 def _resize_matrix(
-    start: torch.Tensor,  # [n], first pixel of each crop
-    length: torch.Tensor,  # [n], pixels of each crop
-    side: int,  # pixels of the image
-    size: int,  # pixels of the result
-) -> torch.Tensor:  # [n,size,side], rows that sum to one
-    "A_y or A_x: bicubic, antialiased where a crop is made smaller"
+    start: torch.Tensor,  # [n]: first pixel of each crop
+    length: torch.Tensor,  # [n]: length of each crop, pixels
+    side: int,  # side of the images, pixels
+    size: int,  # side of the results, pixels
+) -> torch.Tensor:  # [n,size,side]: rows that sum to one
+    "Make A_y or A_x: bicubic, antialiased where a crop is made smaller"
     start, length = start[:, None, None].float(), length[:, None, None].float()
     center = (torch.arange(size, device=start.device)[:, None] + 0.5) * length / size
     pixel = torch.arange(side, device=start.device) - start
-    weights = _cubic((pixel + 0.5 - center) / (length / size).clamp(min=1)) * (
-        (pixel >= 0) & (pixel < length)
-    )
+    is_inside = (pixel >= 0) & (pixel < length)
+    weights = _cubic((pixel + 0.5 - center) / (length / size).clamp(min=1)) * is_inside
     return weights / weights.sum(2, keepdim=True)
 
 
 def _separable(
-    images: torch.Tensor,  # [n,C,H,W]
+    images: torch.Tensor,  # I [n,C,H,W]
     rows: torch.Tensor,  # A_y [n,h,H]
     columns: torch.Tensor,  # A_x [n,w,W]
 ) -> torch.Tensor:  # [n,C,h,w]
-    "A_y · I · A_xᵀ"
+    "Compute A_y · I · A_xᵀ"
     return rows[:, None] @ images @ columns[:, None].mT
 
 # %% ../nbs/55_crops.ipynb #e431013a
@@ -74,73 +70,58 @@ def _grey(
     images: torch.Tensor,  # [n,C,H,W], C 1 or 3
 ) -> torch.Tensor:  # [n,1,H,W]
     "Luminance, ITU-R 601"
-    return (
-        images
-        if images.shape[1] == 1
-        else (images * images.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(
-            1, keepdim=True
-        )
-    )
+    if images.shape[1] == 1:
+        return images
+    weights = images.new_tensor([0.2989, 0.587, 0.114])[:, None, None]
+    return (images * weights).sum(1, keepdim=True)
 
 
 def _shift_hue(
     images: torch.Tensor,  # [n,3,H,W] in 0…1
-    turn: torch.Tensor,  # [n], turns of the colour circle
+    turn: torch.Tensor,  # [n]: turns of the colour circle
 ) -> torch.Tensor:  # [n,3,H,W]
     "Turn the hue; brightest channel and chroma (the range of the channels) stay"
     red, green, blue = images.unbind(1)
     value, chroma = images.amax(1), images.amax(1) - images.amin(1)
     c = chroma.masked_fill(chroma == 0, 1.0)
-    sector = torch.where(
-        value == red,
-        (green - blue) / c,
-        torch.where(value == green, 2 + (blue - red) / c, 4 + (red - green) / c),
-    )
-    k = (
-        sector[:, None]
-        + 6 * turn[:, None, None, None]
-        + images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
-    ) % 6
+    from_green, from_blue = 2 + (blue - red) / c, 4 + (red - green) / c
+    sector = torch.where(value == green, from_green, from_blue)
+    sector = torch.where(value == red, (green - blue) / c, sector)
+    offset = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    k = (sector[:, None] + 6 * turn[:, None, None, None] + offset) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
-
+# %% ../nbs/55_crops.ipynb #55bb0001
 def _jitter(
     images: torch.Tensor,  # [n,C,H,W] in 0…1, C 1 or 3
-    factors: torch.Tensor,  # [n,4]: brightness, contrast, saturation (1: as it is), and turn of the hue (0: as it is)
-    orders: torch.Tensor,  # int64 [n,4], a permutation of 0…3 for each image
+    factors: torch.Tensor,  # [n,4]: brightness, contrast, saturation (1: unchanged), turn of hue
+    orders: torch.Tensor,  # int64 [n,4]: a permutation of 0…3 for each image
 ) -> torch.Tensor:  # [n,C,H,W]
-    "Jitter of brightness, contrast, saturation and hue in each image's own order"
+    "Jitter brightness, contrast, saturation and hue in each image's own order"
     for step in orders.unbind(1):
-        factor, what, pale = (
-            factors.gather(1, step[:, None])[..., None, None],
-            step[:, None, None, None],
-            _grey(images),
-        )
-        reference = torch.where(
-            what == 0, 0.0, torch.where(what == 1, pale.mean((2, 3), keepdim=True), pale)
-        )
+        factor = factors.gather(1, step[:, None])[..., None, None]
+        kind, grey = step[:, None, None, None], _grey(images)
+        reference = torch.where(kind == 1, grey.mean((2, 3), keepdim=True), grey)
+        reference = torch.where(kind == 0, 0.0, reference)
         blended = (factor * images + (1 - factor) * reference).clamp(0, 1)
-        images = torch.where(
-            what == 3,
-            _shift_hue(images, factors[:, 3]) if images.shape[1] == 3 else images,
-            blended,
-        )
+        turned = _shift_hue(images, factors[:, 3]) if images.shape[1] == 3 else images
+        images = torch.where(kind == 3, turned, blended)
     return images
 
 # %% ../nbs/55_crops.ipynb #823673a0
 def _blur_matrix(
-    sigma: torch.Tensor,  # [n], standard deviations in pixels
-    size: int,  # side of the images
+    sigma: torch.Tensor,  # [n]: standard deviations, pixels
+    size: int,  # side of the images, pixels
     radius: int,  # pixels on either side that count
 ) -> torch.Tensor:  # [n,size,size]
-    "Gaussian blur along one axis, reflected at the border"
+    "Make the matrix of a Gaussian blur along one axis, reflected at the border"
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-(offset**2) / (2 * sigma[:, None] ** 2))
+    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None]
     at = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()
     at = torch.where(at < size, at, 2 * (size - 1) - at).expand(len(sigma), -1, -1)
-    return torch.zeros(len(sigma), size, size, device=sigma.device).scatter_add_(
-        2, at, (kernel / kernel.sum(1, keepdim=True))[:, None].expand_as(at)
-    )
+    out = torch.zeros(len(sigma), size, size, device=sigma.device)
+    return out.scatter_add_(2, at, kernel.expand_as(at))
 
 # %% ../nbs/55_crops.ipynb #2b0feb1f
 @dataclass
@@ -153,58 +134,62 @@ class _Views:
     orders: torch.Tensor  # int64 [n,4], see `_jitter`
     greys: torch.Tensor  # bool [n]
     blurs: torch.Tensor  # bool [n]
-    sigmas: torch.Tensor  # [n], used where blurs
+    sigmas: torch.Tensor  # [n]: standard deviations of the blurs, pixels
     solarised: torch.Tensor  # bool [n]
-    size: int  # side of the crops
-    radius: int  # of the blur
+    size: int  # side of the crops, pixels
+    radius: int  # radius of the blurs, pixels
 
-
+# %% ../nbs/55_crops.ipynb #55bb0003
 def _draw_views(
-    side: int,  # of the square images, pixels
-    size: int,  # of the crops, pixels
-    scale: tuple,  # smallest and largest area, shares of the image
-    blur: torch.Tensor,  # [n], probability of a blur for each crop
-    solarise: torch.Tensor,  # [n], probability of solarisation
+    side: int,  # side of the square images, pixels
+    size: int,  # side of the crops, pixels
+    scale: tuple,  # smallest and largest area, shares of the image, 0…1
+    blur: torch.Tensor,  # [n]: probability of a blur for each crop
+    solarise: torch.Tensor,  # [n]: probability of solarisation for each crop
     sigma: tuple,  # smallest and largest standard deviation of a blur, pixels of the crop
 ) -> _Views:
-    "Draw crops as DINO does: mirrored 1/2, jittered 8/10 (brightness and contrast ±40 %, saturation ±20 %, hue ±1/10 turn), _grey 2/10"
+    "Draw the random numbers of n crops as DINO does"
     n, device = len(blur), blur.device
-    chance = lambda p: torch.rand(n, device=device) < p
-    factors = torch.empty(n, 4, device=device).uniform_(-1, 1) * torch.tensor(
-        [0.4, 0.4, 0.2, 0.1], device=device
-    )
-    factors = factors * chance(0.8)[:, None] + torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
+
+    def chance(p):
+        return torch.rand(n, device=device) < p
+
+    strength = torch.tensor([0.4, 0.4, 0.2, 0.1], device=device)
+    factors = torch.empty(n, 4, device=device).uniform_(-1, 1) * strength
+    unchanged = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
+    factors = factors * chance(0.8)[:, None] + unchanged
     return _Views(
-        _draw_boxes(n, side, scale, device),
-        chance(0.5),
-        factors,
-        torch.rand(n, 4, device=device).argsort(1),
-        chance(0.2),
-        chance(blur),
-        torch.empty(n, device=device).uniform_(*sigma),
-        chance(solarise),
-        size,
-        max(1, math.ceil(3 * sigma[1])),
+        boxes=_draw_boxes(n, side, scale, device),
+        flips=chance(0.5),
+        factors=factors,
+        orders=torch.rand(n, 4, device=device).argsort(1),
+        greys=chance(0.2),
+        blurs=chance(blur),
+        sigmas=torch.empty(n, device=device).uniform_(*sigma),
+        solarised=chance(solarise),
+        size=size,
+        radius=max(1, math.ceil(3 * sigma[1])),
     )
 
-
+# %% ../nbs/55_crops.ipynb #55bb0004
 def _render(
     images: torch.Tensor,  # float [n,C,S,S] in −1…1
-    views: _Views,  # n of them
+    views: _Views,  # random numbers of n crops
 ) -> torch.Tensor:  # float [n,C,size,size] in −1…1
-    "The crops that the random numbers make: cut, mirror, _jitter, _grey, blur, solarise"
-    each = lambda flags: flags[:, None, None, None]
+    "Make the crops: cut, mirror, jitter, grey, blur, solarise"
+    flips, greys, blurs, solarised = (
+        v[:, None, None, None] for v in (views.flips, views.greys, views.blurs, views.solarised)
+    )
     top, left, height, width = views.boxes.unbind(1)
+    rows = _resize_matrix(top, height, images.shape[-2], views.size)
     columns = _resize_matrix(left, width, images.shape[-1], views.size)
-    columns = torch.where(views.flips[:, None, None], columns.flip(1), columns)
-    x = _separable(
-        (images + 1) / 2, _resize_matrix(top, height, images.shape[-2], views.size), columns
-    ).clamp(0, 1)
+    columns = torch.where(flips[:, 0], columns.flip(1), columns)
+    x = _separable((images + 1) / 2, rows, columns).clamp(0, 1)
     x = _jitter(x, views.factors, views.orders)
-    x = torch.where(each(views.greys), _grey(x), x)
+    x = torch.where(greys, _grey(x), x)
     blur = _blur_matrix(views.sigmas, views.size, views.radius)
-    x = torch.where(each(views.blurs), _separable(x, blur, blur), x)
-    x = torch.where(each(views.solarised) & (x >= 128 / 255), 1 - x, x)
+    x = torch.where(blurs, _separable(x, blur, blur), x)
+    x = torch.where(solarised & (x >= 128 / 255), 1 - x, x)
     return x * 2 - 1
 
 # %% ../nbs/55_crops.ipynb #55aa0009
@@ -234,25 +219,19 @@ class CropConfig:
 def multi_crop(
     images: torch.Tensor,  # float [B,C,S,S] in −1…1
     config: CropConfig,  # sizes, areas and number of the crops
-) -> list:  # global crops [2B,C,G,G], the first of all images before the second; local crops [V·B,C,L,L] in the same order
-    "DINO's crops of a batch"
+) -> list:  # global crops [2B,C,G,G], the first of all images first; local crops [V·B,C,L,L]
+    "Make DINO's crops of a batch"
     batch, side, scale = len(images), images.shape[-1], config.global_size / 224
-    per_image = lambda *p: torch.tensor(p, device=images.device).repeat_interleave(batch)
-    views = [
-        _draw_views(
-            side,
-            config.global_size,
-            config.global_scale,
-            per_image(1.0, 0.1),
-            per_image(0.0, 0.2),
-            (0.1 * scale, 2 * scale),
-        )
-    ]
-    if config.local_views:
-        half, never = per_image(*[0.5] * config.local_views), per_image(*[0.0] * config.local_views)
+    sigma = (0.1 * scale, 2 * scale)
+
+    def repeat(*p):
+        return torch.tensor(p, device=images.device).repeat_interleave(batch)
+
+    blur, solarise = repeat(1.0, 0.1), repeat(0.0, 0.2)
+    views = [_draw_views(side, config.global_size, config.global_scale, blur, solarise, sigma)]
+    if n := config.local_views:
+        blur, solarise = repeat(*[0.5] * n), repeat(*[0.0] * n)
         views.append(
-            _draw_views(
-                side, config.local_size, config.local_scale, half, never, (0.1 * scale, 2 * scale)
-            )
+            _draw_views(side, config.local_size, config.local_scale, blur, solarise, sigma)
         )
     return [_render(images.repeat(len(v.flips) // batch, 1, 1, 1), v) for v in views]

@@ -23,124 +23,109 @@ from .training import from_profile, seeded, settings_text
 
 # %% ../nbs/56_selfsupervised.ipynb #1ce62fde
 @dataclass(frozen=True)
-class Config(CropConfig):
-    "How DINO is trained; the defaults are the original's for a ResNet-50 in small batches (Caron et al. 2021)"
+class _Schedules:
+    "The numbers of DINO that change in the course of a training, and when"
 
-    network: str = "resnet50"  # see `classifier.network`
-    dimensions: int = 65536  # K, outputs of the head
-    hidden: int = 2048  # features of the head's two hidden layers
-    bottleneck: int = 256  # features before its last layer
-    head_norm: bool = True  # batch normalisation in the head, for networks that have it themselves
-    batch_size: int = 64  # images in a step; each gives 2 + local_views crops
-    epochs: int = 200  # passes over the repeated set
-    samples_per_epoch: int = 120  # images per class in an epoch: the set is repeated max(samples_per_epoch // images per class, 1) times
-    steps: int | None = None  # optimiser steps in all, instead of epochs
-    optimizer: str = (
-        "sgd"  # "sgd" with momentum 0.9, or "adamw", which the original has for transformers
-    )
     lr: float = 0.03  # highest learning rate, for 256 images; it is scaled by batch_size / 256
     min_lr: float = 1e-6  # learning rate at the end of the cosine
     warmup: float = 0.1  # share of the training over which the learning rate rises
-    weight_decay: float = (
-        1e-4  # at first, on weights that are matrices; biases and normalisation have none
-    )
-    weight_decay_end: float = 1e-4  # at the end of a cosine; transformers: from 0.04 to 0.4
-    clip: float = 3.0  # largest norm of the gradient of each tensor of weights
+    weight_decay: float = 1e-4  # first weight decay, on weights that are matrices
+    weight_decay_end: float = 1e-4  # last weight decay; transformers: from 0.04 to 0.4
     freeze: float = 0.01  # share of the training in which the last layer stands still
     momentum: float = 0.996  # λ at first; 1 at the end of a cosine
-    student_temp: float = 0.1  # τ_s
     warmup_temp: float = 0.04  # τ_t at first
     teacher_temp: float = 0.07  # τ_t at last
     temp_warmup: float = 0.3  # share of the training over which τ_t rises
+
+
+@dataclass(frozen=True)
+class Config(CropConfig, _Schedules):
+    "How DINO is trained; the defaults are the original's for a ResNet-50 in small batches"
+
+    network: str = "resnet50"  # network of `classifier.network`
+    dimensions: int = 65536  # K, outputs of the head
+    hidden: int = 2048  # features of the head's two hidden layers
+    bottleneck: int = 256  # features before the head's last layer
+    head_norm: bool = True  # batch normalisation in the head, for networks that have it themselves
+    batch_size: int = 64  # images in a step; each gives 2 + local_views crops
+    epochs: int = 200  # passes over the repeated set
+    samples_per_epoch: int = 120  # images per class in an epoch, see `training.epoch_steps`
+    steps: int | None = None  # optimiser steps in all, instead of epochs
+    optimizer: str = "sgd"  # "sgd" with momentum 0.9, or "adamw", as for transformers
+    clip: float = 3.0  # largest norm of the gradient of each tensor of weights
+    student_temp: float = 0.1  # τ_s
     center_momentum: float = 0.9  # m; 1: no centring
-    p_gen: float = 0.5  # share of batches that a mixer replaces, if there is one
-    seed: int = 0  # of weights, order, crops and compositions
+    p_gen: float = 0.5  # share of batches that a mixer replaces, 0…1
+    seed: int = 0  # seed of weights, order, crops and compositions
 
     def __post_init__(self):
         super().__post_init__()
-        for name in (
-            "dimensions",
-            "hidden",
-            "bottleneck",
-            "epochs",
-            "samples_per_epoch",
-            "lr",
-            "clip",
-            "student_temp",
-            "warmup_temp",
-            "teacher_temp",
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
-        for name in ("weight_decay", "weight_decay_end", "min_lr"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
-        for name in ("warmup", "freeze", "momentum", "temp_warmup", "center_momentum", "p_gen"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: from 0 to 1")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size={self.batch_size}: 2 or more, for batch normalisation")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optimizer={self.optimizer!r}: sgd or adamw")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+        _check_ranges(self)
+
+# %% ../nbs/56_selfsupervised.ipynb #56bb0001
+def _check_ranges(config):
+    "ValueError for a setting that makes no sense"
+    positive = (
+        "dimensions hidden bottleneck epochs samples_per_epoch lr clip "
+        "student_temp warmup_temp teacher_temp"
+    )
+    for name in positive.split():
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name}={getattr(config, name)}: must be more than 0")
+    for name in ("weight_decay", "weight_decay_end", "min_lr"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name}={getattr(config, name)}: must not be less than 0")
+    for name in ("warmup", "freeze", "momentum", "temp_warmup", "center_momentum", "p_gen"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}={getattr(config, name)}: from 0 to 1")
+    if config.batch_size < 2:
+        raise ValueError(f"batch_size={config.batch_size}: 2 or more, for batch normalisation")
+    if config.optimizer not in ("sgd", "adamw"):
+        raise ValueError(f"optimizer={config.optimizer!r}: sgd or adamw")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError(f"steps={config.steps}: 1 or more, or None to count in epochs")
 
 # %% ../nbs/56_selfsupervised.ipynb #c6869807
 def profile(
-    name: str = "paper",  # "paper", "small" (minutes on two cores) or "tiny" (seconds; its figures mean nothing)
-    size: int = 96,  # side of the images in pixels
+    name: str = "paper",  # "paper", "small" (minutes on two cores) or "tiny" (figures mean nothing)
+    size: int = 96,  # side of the images, pixels
     **changes,  # fields of Config to set otherwise
 ) -> Config:
     "The original's settings for images of this size, or a smaller version of them"
-    column = (
-        {}
-        if size > 64
-        else dict(network="wrn-16-8", global_size=max(size, 8), local_size=max(size // 2, 8))
+    own_size = dict(network="wrn-16-8", global_size=max(size, 8), local_size=max(size // 2, 8))
+    return from_profile(
+        Config, _PROFILES, name, changes, "DINO", **(own_size if size <= 64 else {})
     )
-    return from_profile(Config, _PROFILES, name, changes, "DINO", **column)
 
 
+_SMALL = dict(
+    network="wrn-10-1",
+    dimensions=256,
+    hidden=512,
+    bottleneck=128,
+    batch_size=32,
+    steps=1000,
+    optimizer="adamw",
+    lr=4e-3,
+    weight_decay=0.04,
+    weight_decay_end=0.04,
+    momentum=0.99,
+    teacher_temp=0.04,
+)
+_SMALL_CROPS = dict(global_size=32, local_size=16, local_views=4)
+_TINY = dict(network="wrn-10-1", dimensions=32, hidden=32, bottleneck=16, batch_size=4, steps=4)
 _PROFILES = dict(
     paper={},
-    small=dict(
-        network="wrn-10-1",
-        dimensions=256,
-        hidden=512,
-        bottleneck=128,
-        batch_size=32,
-        steps=1000,
-        optimizer="adamw",
-        lr=4e-3,
-        weight_decay=0.04,
-        weight_decay_end=0.04,
-        momentum=0.99,
-        warmup_temp=0.04,
-        teacher_temp=0.04,
-        global_size=32,
-        local_size=16,
-        local_views=4,
-        global_scale=(0.3, 1.0),
-        local_scale=(0.05, 0.3),
-    ),
-    tiny=dict(
-        network="wrn-10-1",
-        dimensions=32,
-        hidden=32,
-        bottleneck=16,
-        batch_size=4,
-        steps=4,
-        global_size=16,
-        local_size=8,
-        local_views=2,
-    ),
+    small=dict(_SMALL, **_SMALL_CROPS, global_scale=(0.3, 1.0), local_scale=(0.05, 0.3)),
+    tiny=dict(_TINY, global_size=16, local_size=8, local_views=2),
 )
 
 # %% ../nbs/56_selfsupervised.ipynb #3c3c4ddc
 def backbone(
-    name: str,  # see `classifier.network`
+    name: str,  # network of `classifier.network`
     in_channels: int,  # channels of the images
 ) -> tuple:  # module from images [B,C,H,W] to features [B,F], and F
-    "A network without its last linear layer, weights random"
+    "Build a network without its last linear layer, with random weights"
     net = classifier.network(name, in_channels, 2, dropout=0.0)
     path, last = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, leaf = path.rpartition(".")
@@ -149,7 +134,7 @@ def backbone(
 
 # %% ../nbs/56_selfsupervised.ipynb #78437bf6
 def _lightly():
-    "The parts of the package `lightly`, or what to install"
+    "The parts of the package `lightly`; ImportError names the extra that is missing"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it imports complains about missing widgets
@@ -159,7 +144,8 @@ def _lightly():
             import lightly.utils.scheduler
     except ImportError as e:
         raise ImportError(
-            'DINO is built from parts of the package lightly: pip install "hydramix-nb[selfsupervised]"'
+            "DINO is built from parts of the package lightly: "
+            'pip install "hydramix-nb[selfsupervised]"'
         ) from e
     return lightly
 
@@ -169,51 +155,39 @@ class _Network(nn.Module):
 
     def __init__(
         self,
-        config: Config,  # network and head
+        config: Config,  # settings of network and head
         in_channels: int,  # channels of the images
     ):
         super().__init__()
         self.backbone, features = backbone(config.network, in_channels)
+        head = _lightly().models.modules.DINOProjectionHead
+        sizes = features, config.hidden, config.bottleneck, config.dimensions
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # lightly normalises weights with a function that torch calls deprecated
-            self.head = _lightly().models.modules.DINOProjectionHead(
-                features,
-                config.hidden,
-                config.bottleneck,
-                config.dimensions,
-                batch_norm=config.head_norm,
-            )
+            # lightly normalises weights with a function that torch calls deprecated
+            warnings.simplefilter("ignore")
+            self.head = head(*sizes, batch_norm=config.head_norm)
 
     def forward(
         self,
-        crops: list,  # of tensors [n,C,H,W], one for each size
+        crops: list,  # crops of one size each, [n,C,H,W]
     ) -> torch.Tensor:  # [sum of n, K]
-        "Crops of one size go through the backbone together, all features through the head together"
+        "Take crops of one size through the backbone together, all features through the head"
         return self.head(torch.cat([self.backbone(c) for c in crops]))
 
 # %% ../nbs/56_selfsupervised.ipynb #25c16b8f
 def _schedule(
-    config: Config,  # start and end of everything
-    step: int,  # from 0
-    steps: int,  # in all
+    config: Config,  # first and last values
+    step: int,  # step, from 0
+    steps: int,  # steps in all
 ) -> dict:  # lr, weight_decay, momentum λ, teacher_temp τ_t
     "What changes in the course of a training"
     scheduler = _lightly().utils.scheduler
+    peak, rise = config.lr * config.batch_size / 256, int(config.warmup * steps)
+    decay = config.weight_decay, config.weight_decay_end
     share = min(1.0, step / max(1, config.temp_warmup * steps))
     return dict(
-        lr=scheduler.cosine_warmup_schedule(
-            step,
-            steps,
-            config.lr * config.batch_size / 256,
-            config.min_lr,
-            int(config.warmup * steps),
-            0.0,
-        ),
-        weight_decay=scheduler.cosine_schedule(
-            step, steps, config.weight_decay, config.weight_decay_end
-        ),
+        lr=scheduler.cosine_warmup_schedule(step, steps, peak, config.min_lr, rise, 0.0),
+        weight_decay=scheduler.cosine_schedule(step, steps, *decay),
         momentum=scheduler.cosine_schedule(step, steps, config.momentum, 1.0),
         teacher_temp=config.warmup_temp + share * (config.teacher_temp - config.warmup_temp),
     )
@@ -221,10 +195,10 @@ def _schedule(
 # %% ../nbs/56_selfsupervised.ipynb #380fd039
 def _teacher_figures(
     outputs: torch.Tensor,  # g(x) of the teacher [n,K]
-    center: torch.Tensor,  # c [K], or anything that broadcasts
+    center: torch.Tensor,  # c [K]
     teacher_temp: float,  # τ_t
-) -> dict:  # entropy: mean of h(P_t), 0…ln K; information: h of the mean − mean of h, 0…ln n. Scalars in nats
-    "How sharp the teacher's outputs are, and how much they depend on the image"
+) -> dict:  # entropy, mean of h(P_t), 0…ln K; information, 0…ln n; both in nats
+    "Measure how sharp the teacher's outputs are, and how much they depend on the image"
     log_p = F.log_softmax((outputs.float() - center) / teacher_temp, 1)
     entropy, mean = -(log_p.exp() * log_p).sum(1).mean(), log_p.exp().mean(0)
     return dict(entropy=entropy, information=torch.special.entr(mean).sum() - entropy)
@@ -233,70 +207,53 @@ def _teacher_figures(
 def _collapse(
     history: list,  # one dict per look: step, entropy, information
     dimensions: int,  # K
-    after: int = 0,  # looks up to this step do not count
+    after: int = 0,  # step up to which looks do not count
     patience: int = 5,  # looks in a row
-) -> (
-    tuple | None
-):  # kind, "one dimension" or "uniform", and the step at which it began; None where all is well
-    "Whether the last looks show a teacher that says the same of every image"
-    looks, run = [h for h in history if h["step"] > after], []
-    for h in reversed(looks):
-        if h["information"] > 0.05 * math.log(dimensions):
+) -> tuple | None:  # "one dimension" or "uniform", and the step at which it began
+    "Whether the last looks show a teacher that says the same of every image; None if not"
+    run = []
+    for look in reversed([h for h in history if h["step"] > after]):
+        if look["information"] > 0.05 * math.log(dimensions):
             break
-        run.append(h)
+        run.append(look)
     if len(run) < patience:
         return None
-    return "one dimension" if run[0]["entropy"] < math.log(dimensions) / 2 else "uniform", run[-1][
-        "step"
-    ]
+    is_sharp = run[0]["entropy"] < math.log(dimensions) / 2
+    return "one dimension" if is_sharp else "uniform", run[-1]["step"]
 
 # %% ../nbs/56_selfsupervised.ipynb #92c72be0
-class _Training(training.Training):
-    "Student, teacher and centre. One call of `step` is one step of the student"
+class _Pair(training.Training):
+    "Student, teacher, centre, and the optimizer of the student"
 
     def __init__(
         self,
         train: ImageSet,  # the few images
         config: Config,  # settings
-        mixer=None,  # replaces a share of the batches by compositions: its augment(images, labels, p_gen) is called at every step
+        mixer=None,  # mixer whose augment(images, labels, p_gen) is called at every step
     ):
         super().__init__(train, config)
-        self.mixer, self.warned = mixer, False
-        self.student, self.teacher = (
-            _Network(config, train.images.shape[1]).to(self.device) for _ in range(2)
-        )
+        self.mixer, self.has_warned = mixer, False
+        channels = train.images.shape[1]
+        self.student = _Network(config, channels).to(self.device)
+        self.teacher = _Network(config, channels).to(self.device)
         self.teacher.load_state_dict(self.student.state_dict())
         _lightly().models.utils.deactivate_requires_grad(self.teacher)
         self.student.head.freeze_last_layer = math.ceil(config.freeze * self.steps)
-        self.loss = (
-            _lightly()
-            .loss.DINOLoss(
-                config.dimensions,
-                student_temp=config.student_temp,
-                center_momentum=config.center_momentum,
-            )
-            .to(self.device)
+        temperature, m = config.student_temp, config.center_momentum
+        loss = _lightly().loss.DINOLoss(
+            config.dimensions, student_temp=temperature, center_momentum=m
         )
+        self.loss = loss.to(self.device)
         self.networks.update(student=self.student, teacher=self.teacher, loss=self.loss)
         learned = [p for p in self.student.parameters() if p.requires_grad]
-        groups = [
-            dict(params=[p for p in learned if p.ndim > 1]),
-            dict(params=[p for p in learned if p.ndim < 2], weight_decay=0.0),
-        ]
-        self.optimizers["student"] = (
-            torch.optim.AdamW(groups)
-            if config.optimizer == "adamw"
-            else torch.optim.SGD(groups, config.lr, momentum=0.9)
-        )
-
-    def images(self, index):
-        "A batch: the images themselves or, with probability p_gen, compositions of their classes"
-        images, labels = to_float(self.train.images[index]), self.train.labels[index]
-        return (
-            images
-            if self.mixer is None
-            else self.mixer.augment(images, labels, self.config.p_gen)[0]
-        )
+        matrices = dict(params=[p for p in learned if p.ndim > 1])
+        others = dict(params=[p for p in learned if p.ndim < 2], weight_decay=0.0)
+        if config.optimizer == "adamw":
+            self.optimizers["student"] = torch.optim.AdamW([matrices, others])
+        else:
+            self.optimizers["student"] = torch.optim.SGD(
+                [matrices, others], config.lr, momentum=0.9
+            )
 
     def update(self, name, loss):
         "Gradients, clipped one by one; none for the last layer while it stands still"
@@ -309,24 +266,45 @@ class _Training(training.Training):
         head.cancel_last_layer_gradients(self.done)
         optimizer.step()
 
+# %% ../nbs/56_selfsupervised.ipynb #56bb0002
+def _warn_of_collapse(
+    kind: str,  # "one dimension" or "uniform"
+    since: int,  # step at which it began
+):
+    cure = "a lower teacher_temp sharpens"
+    if kind == "one dimension":
+        cure = "center_momentum below 1 is what centres"
+    warnings.warn(
+        f"DINO has collapsed to {kind.replace('uniform', 'uniform outputs')}: "
+        f"since step {since} the teacher says the same of every image; {cure}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+# %% ../nbs/56_selfsupervised.ipynb #56bb0005
+class _Training(_Pair):
+    "One call of `step` is one step of the student, and one of the teacher"
+
+    def images(self, index):
+        "A batch: the images themselves or, with probability p_gen, compositions of their classes"
+        images, labels = to_float(self.train.images[index]), self.train.labels[index]
+        if self.mixer is None:
+            return images
+        return self.mixer.augment(images, labels, self.config.p_gen)[0]
+
     def step(self):
-        "One step of the student, then one of the teacher; loss, entropy and information before it"
-        now, crops = (
-            _schedule(self.config, self.done, self.steps),
-            multi_crop(self.images(self.next_batch()), self.config),
-        )
-        decayed, other = self.optimizers["student"].param_groups
-        decayed["lr"] = other["lr"] = now["lr"]
-        decayed["weight_decay"] = now["weight_decay"]
+        "Loss, entropy and information are those before the step"
+        now = _schedule(self.config, self.done, self.steps)
+        crops = multi_crop(self.images(self.next_batch()), self.config)
+        matrices, others = self.optimizers["student"].param_groups
+        matrices["lr"] = others["lr"] = now["lr"]
+        matrices["weight_decay"] = now["weight_decay"]
         with torch.no_grad():
-            taught = self.teacher(crops[:1])
-        figures = _teacher_figures(taught, self.loss.center[0], now["teacher_temp"])
-        loss = self.loss(
-            list(taught.chunk(2)),
-            list(self.student(crops).chunk(2 + self.config.local_views)),
-            teacher_temp=now["teacher_temp"],
-            epoch=0,
-        )
+            targets = self.teacher(crops[:1])
+        figures = _teacher_figures(targets, self.loss.center[0], now["teacher_temp"])
+        outputs = list(self.student(crops).chunk(2 + self.config.local_views))
+        temperature = now["teacher_temp"]
+        loss = self.loss(list(targets.chunk(2)), outputs, teacher_temp=temperature, epoch=0)
         self.update("student", loss)
         _lightly().models.utils.update_momentum(self.student, self.teacher, now["momentum"])
         self.done += 1
@@ -336,34 +314,25 @@ class _Training(training.Training):
         return _collapse(self.history, self.config.dimensions, self.config.warmup * self.steps)
 
     def measure(self):
-        "The learning rate; and a warning, once, if the looks before this one show a _collapse"
+        "The learning rate; and a warning, once, if the looks before this one show a collapse"
         found = self.collapsed()
-        if found and not self.warned:
-            cure = (
-                "center_momentum below 1 is what centres"
-                if found[0] == "one dimension"
-                else "a lower teacher_temp sharpens"
-            )
-            warnings.warn(
-                f"DINO has collapsed to {found[0].replace('uniform', 'uniform outputs')}: since step {found[1]} the teacher says the same of every image; {cure}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self.warned = bool(found)
+        if found and not self.has_warned:
+            _warn_of_collapse(*found)
+        self.has_warned = bool(found)
         return dict(lr=self.optimizers["student"].param_groups[0]["lr"])
 
 # %% ../nbs/56_selfsupervised.ipynb #b12e6621
 @dataclass
 class Pretrained:
-    "What DINO leaves"
+    "The backbone that DINO has trained, and how it went"
 
     backbone: nn.Module  # the teacher's, in evaluation mode, without gradients
-    config: Config  # the settings
+    config: Config  # settings
     history: list  # one dict per look: step, loss, entropy, information, lr
-    collapsed: tuple | None  # kind and step, if the training ended in a _collapse
+    collapsed: tuple | None  # kind and step, if the training ended in a collapse
 
 
-def _check(train, config, mixer=None):
+def _check(train, mixer=None):
     "Errors that should come before the work"
     channels, height, width = train.images.shape[1:]
     if height != width:
@@ -377,19 +346,19 @@ def _check(train, config, mixer=None):
     if mixer is not None and not hasattr(mixer, "augment"):
         raise TypeError(f"{mixer!r} is no mixer: it needs augment(images, labels, p_gen)")
 
-
+# %% ../nbs/56_selfsupervised.ipynb #56bb0003
 def fit(
     train: ImageSet,  # the few images; training runs on their device
-    mixer=None,  # makes compositions of their classes; None: the images alone
+    mixer=None,  # mixer that makes compositions of their classes; None: the images alone
     config: Config = None,  # settings; None: the original's for images of this size
     *,
-    folder=None,  # where checkpoint and TensorBoard log go; a checkpoint found there is gone on from
+    folder=None,  # folder for checkpoint and TensorBoard log; a checkpoint is resumed
     checkpoint_minutes: float = 5,  # minutes between checkpoints
     progress: bool = True,  # show a progress bar
 ) -> Pretrained:
-    "Train DINO (Caron et al. 2021) on a few images, alone or with compositions (4.4); RuntimeWarning on a _collapse"
+    "Train DINO on a few images, alone or with compositions (4.4); RuntimeWarning on a collapse"
     config = config or profile(size=max(train.images.shape[-2:]))
-    _check(train, config, mixer)
+    _check(train, mixer)
     settings = settings_text(
         config=asdict(config), images=train.digest(), mixer=classifier.describe(mixer)
     )
@@ -409,33 +378,21 @@ def fit(
 # %% ../nbs/56_selfsupervised.ipynb #e2253642
 @torch.no_grad()
 def _features(
-    backbone: nn.Module,  # from images to features
+    backbone: nn.Module,  # network from images to features
     images: torch.Tensor,  # uint8 [n,C,H,W]
-    size: int,  # side at which the backbone gets them, that of its global crops
+    size: int,  # side at which the backbone gets them, pixels
     batch_size: int = 250,  # images at a time
 ) -> torch.Tensor:  # float [n,F]
-    "Features in evaluation mode, batch by batch"
-    was = backbone.training
+    "Compute features in evaluation mode, batch by batch"
+    was_training, out = backbone.training, []
     backbone.eval()
-    fit = lambda x: (
-        x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bicubic", antialias=True)
-    )
-    out = torch.cat([backbone(fit(to_float(part))).float() for part in images.split(batch_size)])
-    backbone.train(was)
-    return out
-
-
-def _neighbours(
-    queries: torch.Tensor,  # [n,F]
-    known: torch.Tensor,  # [m,F]
-    k: int = 5,  # how many for each
-) -> torch.Tensor:  # int64 [n,k]: which of the m, the nearest first
-    "Nearest _neighbours by cosine similarity"
-    return (
-        (F.normalize(queries, dim=1) @ F.normalize(known, dim=1).T)
-        .topk(min(k, len(known)), 1)
-        .indices
-    )
+    for part in images.split(batch_size):
+        x = to_float(part)
+        if x.shape[-1] != size:
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True)
+        out.append(backbone(x).float())
+    backbone.train(was_training)
+    return torch.cat(out)
 
 # %% ../nbs/56_selfsupervised.ipynb #cc0ca4ef
 class _Probe(nn.Module):
@@ -443,34 +400,34 @@ class _Probe(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,  # from images to features; put into evaluation mode
-        size: int,  # side at which it gets images
-        mean: torch.Tensor,  # [F] of the training features
-        deviation: torch.Tensor,  # [F]
-        classes: int,  # outputs
+        backbone: nn.Module,  # network from images to features; put into evaluation mode
+        size: int,  # side at which it gets images, pixels
+        mean: torch.Tensor,  # [F]: mean of the training features
+        deviation: torch.Tensor,  # [F]: their standard deviation
+        n_classes: int,  # outputs
     ):
         super().__init__()
         self.backbone, self.size, self.mean, self.deviation = backbone.eval(), size, mean, deviation
-        self.linear = nn.Linear(len(mean), classes, device=mean.device)
+        self.linear = nn.Linear(len(mean), n_classes, device=mean.device)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def classify(self, found):
-        return self.linear((found - self.mean) / self.deviation)
+    def classify(self, features):
+        return self.linear((features - self.mean) / self.deviation)
 
     def forward(self, images):
         if images.shape[-1] != self.size:
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         return self.classify(self.backbone(images))
 
-
+# %% ../nbs/56_selfsupervised.ipynb #56bb0004
 def linear_probe(
-    backbone: nn.Module,  # from images to features
+    backbone: nn.Module,  # network from images to features
     train: ImageSet,  # the few labelled images
-    size: int,  # side at which the backbone gets them
-    penalty: float = 1.0,  # of ½‖W‖² beside the sum of the cross-entropies
-) -> _Probe:  # to be judged by `classifier.evaluate`
-    "Multinomial logistic regression on frozen features"
+    size: int,  # side at which the backbone gets them, pixels
+    penalty: float = 1.0,  # factor of ½‖W‖² beside the sum of the cross-entropies
+) -> _Probe:  # module from images to class scores, for `classifier.evaluate`
+    "Solve multinomial logistic regression on frozen features"
     found = _features(backbone, train.images, size)
     probe = _Probe(backbone, size, found.mean(0), found.std(0).clamp(min=1e-6), len(train.classes))
     optimizer = torch.optim.LBFGS(
@@ -483,10 +440,8 @@ def linear_probe(
 
     def objective():
         optimizer.zero_grad()
-        loss = (
-            F.cross_entropy(probe.classify(found), train.labels, reduction="sum")
-            + penalty / 2 * probe.linear.weight.square().sum()
-        )
+        entropy = F.cross_entropy(probe.classify(found), train.labels, reduction="sum")
+        loss = entropy + penalty / 2 * probe.linear.weight.square().sum()
         loss.backward()
         return loss
 
