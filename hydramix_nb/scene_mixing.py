@@ -264,7 +264,7 @@ class _SceneTraining(gan.Training):
         super().__init__(squares.centres(), replace(config, mixing="grid"))
         self.squares, self.config = squares, config
         # never recorded: drawing boxes and windows has not been tried in a graph
-        self.both = self.both_sides
+        self._both_steps = self._alternate
 
     def batch(self, first=None):
         "Indices [B,N]: the first image walks through the set, the others share a class with it"
