@@ -119,9 +119,8 @@ def _check_run(p):
             raise ValueError(f"{settings}: {e}") from e
 
 # %% ../nbs/64_tables.ipynb #f3e057f5
-_SIDES = dict(stl10=96) | dict.fromkeys(
-    ["photos", "cifar10", "cifar100", "cifair10", "cifair100", "npz:cifar10", "npz:cifar100"], 32
-)  # pixels
+_SIDES = dict.fromkeys(["photos", "toys", "cifar10", "cifar100", "cifair10", "cifair100"], 32)
+_SIDES |= {"npz:cifar10": 32, "npz:cifar100": 32, "stl10": 96}  # pixels
 
 
 def _usual_name(parameters):
@@ -239,8 +238,8 @@ exit status: 0 if every run is done, 1 if some failed, 2 for wrong options, 130 
 _GRID_HELP = dict(
     profile="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its "
     "figures mean nothing); default small",
-    datasets="photos, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH; a "
-    "relative PATH is looked for here and in the data root; default: the paper's",
+    datasets="photos, toys, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH; "
+    "a relative PATH is looked for here and in the data root; default: the paper's",
     samples_per_class="training images of each class; default: the paper's",
     methods="names as in the paper's tables: Baseline, MixUp, ChimeraMix+Seg, HydraMix, …; "
     "default: the paper's",

@@ -43,7 +43,13 @@ RUNS = dict(
     classify="table_1", pretrain="table_4", detect="table_8"
 )  # notebooks that are one run, and a table that executes them
 QUICKSTART = dict(
-    samples_per_class=2, n_images=2, image_size=32, generator_steps=2, classifier_steps=4
+    samples_per_class=2,
+    n_images=2,
+    image_size=32,
+    generator_steps=2,
+    classifier_steps=4,
+    draws=2,
+    per_class=4,
 )
 
 
@@ -112,6 +118,7 @@ def test_has_the_parameters_that_runs_rely_on(path):
             "image_size",
             "generator_steps",
             "classifier_steps",
+            "draws",
             "seed",
             "device",
             "out",
