@@ -202,14 +202,29 @@ class ChimeraMix(HydraMix):
         self,
         trained: gan.Trained,  # generator, trained on two images
         train: ImageSet,  # the few images
-        **options,  # arguments of HydraMix, but for n_images
+        *,
+        views: int | None = None,  # crops and flips of each image encoded once; None: always fresh
+        seed: int = 0,  # seed of the views, the mixer's own
+        segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
+        cache=None,  # folder for label maps
+        mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
+        std=None,  # deviation of the loop's Normalize, number or [C]
     ):
         if trained.config.mixing == "hydra":
             raise ValueError(
                 "ChimeraMix needs a generator trained with Config(mixing='segments') or 'grid', "
                 "n_images=2; this one was trained with mixing='hydra'"
             )
-        super().__init__(trained, train, **options)
+        super().__init__(
+            trained,
+            train,
+            views=views,
+            seed=seed,
+            segment_noise=segment_noise,
+            cache=cache,
+            mean=mean,
+            std=std,
+        )
 
 # %% ../nbs/30_mixing.ipynb #f847c60a
 def _view_bytes(n, views, config):

@@ -164,6 +164,17 @@ def test_settings_reach_what_they_name(trained, tmp_path):
     ).mixer.latents.shape == (9, 8)
 
 
+@pytest.mark.parametrize("name", [n for n in GENERATORS if n != "HydraMix"])
+def test_chimeramix_takes_the_settings_of_hydramix_but_for_n_images(name, trained, tmp_path):
+    one = trained["colour"][name]
+    settings = dict(views=2, segment_noise=0.5, cache=tmp_path, mean=0.0, std=1.0)
+    mixer = build(name, TRAIN, trained=one, seed=3, **settings).mixer
+    assert (mixer.views, mixer.seed, mixer.segment_noise, mixer.mean[0]) == (2, 3, 0.5, 0.0)
+    assert any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="has no setting 'n_images'"):
+        build(name, TRAIN, trained=one, n_images=3)
+
+
 @pytest.mark.parametrize(
     "name, settings, message",
     [
