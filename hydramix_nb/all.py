@@ -76,7 +76,6 @@ from hydramix_nb.masks import (
     mask_to_owners,
     noisy_segments,
     outline_segments,
-    owners_to_mask,
     pair_mask,
     segment,
     show_mask,

@@ -1,4 +1,5 @@
-"Masks and segments: what the notebook does not teach. Odd inputs, damaged files, processes, devices, random shapes against loops."
+"""Masks and segments: what the notebook does not teach. Odd inputs, damaged files, processes,
+devices, random shapes against loops"""
 
 import os
 import subprocess
@@ -20,7 +21,7 @@ from hydramix_nb.masks import (
     mask_to_owners,
     noisy_segments,
     outline_segments,
-    owners_to_mask,
+    _owners_to_mask,
     pair_mask,
     segment,
     show_mask,
@@ -36,9 +37,13 @@ def images():
     "Twelve patches of a photograph, 48×40."
     from skimage.data import astronaut
 
-    picture = torch.from_numpy(astronaut()).permute(2, 0, 1)
+    photograph = torch.from_numpy(astronaut()).permute(2, 0, 1)
     return torch.stack(
-        [picture[:, y : y + 48, x : x + 40] for y in (60, 150, 240, 330) for x in (100, 180, 260)]
+        [
+            photograph[:, y : y + 48, x : x + 40]
+            for y in (60, 150, 240, 330)
+            for x in (100, 180, 260)
+        ]
     )
 
 
@@ -83,7 +88,10 @@ def test_processes_agree(images, maps, workers):
 def test_processes_need_no_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import torch\nfrom hydramix_nb.masks import segment\nprint(tuple(segment(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), workers=2).shape))\n"
+        "import torch\n"
+        "from hydramix_nb.masks import segment\n"
+        "images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)\n"
+        "print(tuple(segment(images, workers=2).shape))\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=600
@@ -103,7 +111,7 @@ def test_processes_are_used_only_where_they_pay():
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 1, 1, 9), (1, 2, 5, 3), (2, 7, 16, 16)])
-def test_odd_pictures(shape):
+def test_odd_images(shape):
     images = torch.randint(256, shape, generator=seed(0)).to(torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -147,7 +155,7 @@ def test_cache_is_read(images, maps, tmp_path, monkeypatch):
     assert torch.equal(again, maps) and again.dtype == torch.int64
 
 
-def test_cache_keeps_pictures_and_parameters_apart(images, tmp_path):
+def test_cache_keeps_images_and_parameters_apart(images, tmp_path):
     for how in (dict(), dict(scale=61), dict(min_size=61), dict(sigma=0.9)):
         segment(images, cache=tmp_path, **how)
     changed = images.clone()
@@ -268,7 +276,7 @@ def test_hydra_mask_is_the_loop(B, N, h, w, labels):
     mask = hydra_mask(segments, generator=seed(4))
     assert one_hot(mask) and mask.shape == (B, N, h, w)
     assert torch.equal(mask_to_owners(mask), slow_owners(segments, coins))
-    assert torch.equal(owners_to_mask(mask_to_owners(mask), N), mask)
+    assert torch.equal(_owners_to_mask(mask_to_owners(mask), N), mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
@@ -576,23 +584,23 @@ def test_boxes_errors(boxes, words):
         box_mask(boxes, 8, 8)
 
 
-# pictures
+# figures
 
 
-def test_pictures(images, maps):
+def test_figures(images, maps):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     assert len(set(masks.OWNER_COLORS)) == 8
-    picture = color_owners(torch.arange(9).view(1, 3, 3))
+    colors = color_owners(torch.arange(9).view(1, 3, 3))
     assert (
-        picture.shape == (1, 3, 3, 3)
-        and picture.dtype == torch.uint8
-        and picture[0, :, 0, 0].tolist() == [0x00, 0x72, 0xB2]
+        colors.shape == (1, 3, 3, 3)
+        and colors.dtype == torch.uint8
+        and colors[0, :, 0, 0].tolist() == [0x00, 0x72, 0xB2]
     )
-    assert torch.equal(picture[0, :, 0, 0], picture[0, :, 2, 2])
+    assert torch.equal(colors[0, :, 0, 0], colors[0, :, 2, 2])
     outlined = outline_segments(images, maps, zoom=2)
     assert outlined.shape == (12, 3, 96, 80) and outlined.dtype == torch.uint8
     assert outline_segments(images[0, :1], maps[0] * 0).shape == (3, 192, 160)
