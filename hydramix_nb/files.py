@@ -89,7 +89,7 @@ def write_tensors(
         raise OSError(f"{path} could not be written: {e}") from e
     return Path(path)
 
-
+# %% ../nbs/02_files.ipynb #ea10b4c7
 def read_header(
     path,  # file that `write_tensors` wrote
     kind: str,  # expected kind

@@ -24,6 +24,7 @@ import torch.nn as nn
 
 # %% ../nbs/05_identity.ipynb #f7b33715
 from .data import ImageSet
+from .files import tensor_digest
 from .training import CHECKPOINT
 
 # %% ../nbs/05_identity.ipynb #5271ce64
@@ -114,8 +115,7 @@ def _tensor(walk, x):
     if x.is_meta or x.layout != torch.strided:
         walk.unknown.append(f"{x.layout} tensor on {x.device}")
         return f"{x.dtype} {list(x.shape)}"
-    data = x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{x.dtype} {list(x.shape)} {_digest(data)}"
+    return f"{x.dtype} {list(x.shape)} {tensor_digest([x])[:16]}"
 
 
 def _array(walk, x):
@@ -187,8 +187,10 @@ def _class(walk, cls):
 
 
 _NO_MEMBERS = set(
-    "__module__ __dict__ __weakref__ __doc__ __annotations__ __qualname__ __parameters__"
-    " __firstlineno__ __static_attributes__ __abstractmethods__ __match_args__ __slotnames__".split()
+    (
+        "__module__ __dict__ __weakref__ __doc__ __annotations__ __qualname__ __parameters__ "
+        "__firstlineno__ __static_attributes__ __abstractmethods__ __match_args__ __slotnames__"
+    ).split()
 )
 
 

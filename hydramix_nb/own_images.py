@@ -253,7 +253,7 @@ def _read_npz(path, classes=None):
         images, labels = images[keep], labels[keep]
     return images, labels, classes
 
-
+# %% ../nbs/01_own_images.ipynb #a1c0f126
 def read_npz(
     path,  # npz file, or folder with train.npz and test.npz or val.npz
     split="train",  # "train", "test" or "val"; of a single file, all are the same
@@ -263,7 +263,8 @@ def read_npz(
     if path.is_file():
         if path.name == "train.npz" and split != "train":
             raise ValueError(
-                f"{path} is asked for {split} images; give its folder, and {split}.npz in it is read"
+                f"{path} is asked for {split} images; "
+                f"give its folder, and {split}.npz in it is read"
             )
         file, classes = path, None
     else:

@@ -85,7 +85,7 @@ def _read_torchvision(name, root, split, download):
     images = torch.from_numpy(np.ascontiguousarray(images))
     return images, torch.from_numpy(np.array(labels, dtype=np.int64)), list(data.classes)
 
-
+# %% ../nbs/01_published.ipynb #b2d0f112
 def _npz_hint(name, root):
     "For the error: where the set lies as arrays"
     if not (root / name / "train.npz").exists():

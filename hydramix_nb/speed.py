@@ -169,7 +169,7 @@ def free_memory(
     except (OSError, ValueError):
         return free
 
-
+# %% ../nbs/06_speed.ipynb #e1280abd
 def check_memory(
     needed: float,  # memory that a step takes, bytes
     device,  # device of the training

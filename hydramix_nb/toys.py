@@ -62,8 +62,20 @@ def _photograph(name):
     return Image.fromarray(getattr(data, name)())
 
 
-class Scene:
-    "A square image in the making, with the random numbers for every choice in it"
+def _texture(rng, split, name, shape):
+    "A random square of a photograph, float [h,w] with mean 0 and deviation 0.2"
+    photograph, size = _photograph(name), max(shape)
+    width, height = photograph.width // 2, photograph.height
+    side = min(width, height) * rng.uniform(0.4, 1)
+    x = rng.uniform(0, width - side) + (width if split == "test" else 0)
+    y = rng.uniform(0, height - side)
+    square = photograph.resize((size, size), Image.BILINEAR, (x, y, x + side, y + side))
+    grey = np.asarray(square, np.float32)[: shape[0], : shape[1]]
+    return 0.2 * (grey - grey.mean()) / (grey.std() + 1)
+
+# %% ../nbs/00_toys.ipynb #9e225c84
+class _Canvas:
+    "A square image in the making, painted polygon by polygon"
 
     def __init__(
         self,
@@ -98,19 +110,8 @@ class Scene:
         if texture is None:
             part[inside] = color
         else:
-            shade = 1 + contrast * self._texture(texture, inside.shape)
+            shade = 1 + contrast * _texture(self.rng, self.split, texture, inside.shape)
             part[inside] = color * shade[inside][:, None]
-
-    def _texture(self, name, shape):
-        "A random square of a photograph, float [h,w] with mean 0 and deviation 0.2"
-        photograph, size = _photograph(name), max(shape)
-        width, height = photograph.width // 2, photograph.height
-        side = min(width, height) * self.rng.uniform(0.4, 1)
-        x = self.rng.uniform(0, width - side) + (width if self.split == "test" else 0)
-        y = self.rng.uniform(0, height - side)
-        square = photograph.resize((size, size), Image.BILINEAR, (x, y, x + side, y + side))
-        grey = np.asarray(square, np.float32)[: shape[0], : shape[1]]
-        return 0.2 * (grey - grey.mean()) / (grey.std() + 1)
 
     def image(self):
         "uint8 [3,size,size], under a light of its own"
@@ -118,6 +119,10 @@ class Scene:
         small = self.pixels.reshape(n, _OVERSAMPLING, n, _OVERSAMPLING, 3).mean((1, 3))
         lit = np.clip(small * self.rng.uniform(0.85, 1.15), 0, 1)
         return (255 * lit).round().astype(np.uint8).transpose(2, 0, 1)
+
+# %% ../nbs/00_toys.ipynb #9e225c85
+class Scene(_Canvas):
+    "A square image in the making, with the random numbers for every choice in it"
 
     def pick(self, *choices):
         "One of the choices, each as likely as any other"
@@ -130,10 +135,8 @@ class Scene:
     def near(self, color, spread=0.03):
         "RGB of a colour near the given hue, saturation and value"
         h, s, v = color
-        h, s, v = (
-            h + spread * self.rng.uniform(-1, 1),
-            *(np.array([s, v]) + self.rng.uniform(-0.15, 0.15, 2)),
-        )
+        h += spread * self.rng.uniform(-1, 1)
+        s, v = np.array([s, v]) + self.rng.uniform(-0.15, 0.15, 2)
         return _rgb(h % 1, np.clip(s, 0, 1), np.clip(v, 0.05, 1))
 
 # %% ../nbs/00_toys.ipynb #74c31db5
@@ -280,7 +283,7 @@ def _bird(s):
     s.paint([(0.82, 0.37), (0.95, 0.41), (0.82, 0.45)], beak)
     s.paint(_ellipse(0.76, 0.38, 0.02, 0.02), s.near(_DARK) / 2)
 
-
+# %% ../nbs/00_toys.ipynb #8230e5eb
 def _tree(s):
     uniform = s.rng.uniform
     ground = s.mostly("grass", "earth", "snow", "sand")
@@ -334,7 +337,7 @@ def _face(s):
     mouth = _ellipse(0.5, 0.66, 0.09, uniform(0.02, 0.05), 0, s.pick(0.5, 1))
     s.paint(mouth, 0.8 * s.near(_RED))
 
-
+# %% ../nbs/00_toys.ipynb #d9de7270
 def _flower(s):
     uniform = s.rng.uniform
     if s.rng.random() < 0.6:

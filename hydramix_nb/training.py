@@ -320,7 +320,28 @@ class _Plan:
         return last or self.interrupted or time.monotonic() - self.saved > self.seconds
 
 # %% ../nbs/04_training.ipynb #d3fc7ed9
-class Log(_Plan):
+class _Record(_Plan):
+    "How figures and checkpoints are kept"
+
+    def save(self):
+        "Write a checkpoint now"
+        _save(self.training, self.checkpoint, self.settings, self.kind)
+        self.saved = time.monotonic()
+
+    def _note(self, figures, bar):
+        self.training.history.append(dict(step=self.training.done, **figures))
+        bar.set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
+        if self.writer:
+            for name, value in figures.items():
+                self.writer.add_scalar(name, value, self.training.done)
+
+    def _stop(self):
+        raise KeyboardInterrupt(
+            f"stopped after step {self.training.done}; the same call goes on from {self.checkpoint}"
+        )
+
+# %% ../nbs/04_training.ipynb #d3fc7eda
+class Log(_Record):
     "What a training leaves behind: figures in bar, history and TensorBoard, images, checkpoints"
 
     def __enter__(self):
@@ -356,23 +377,6 @@ class Log(_Plan):
             self.save()
         if self.interrupted:
             self._stop()
-
-    def save(self):
-        "Write a checkpoint now"
-        _save(self.training, self.checkpoint, self.settings, self.kind)
-        self.saved = time.monotonic()
-
-    def _note(self, figures, bar):
-        self.training.history.append(dict(step=self.training.done, **figures))
-        bar.set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
-        if self.writer:
-            for name, value in figures.items():
-                self.writer.add_scalar(name, value, self.training.done)
-
-    def _stop(self):
-        raise KeyboardInterrupt(
-            f"stopped after step {self.training.done}; the same call goes on from {self.checkpoint}"
-        )
 
 # %% ../nbs/04_training.ipynb #cd8af722
 @contextmanager

@@ -27,7 +27,7 @@ class Malice:
 
 
 def cifar_files(reader, n=10, protocol=2):
-    "The files of a CIFAR folder with n images each, and a reader class that takes them for the published ones."
+    "Files of a CIFAR folder, n images each, and a reader class that takes them for published ones"
     files, hundred = {}, reader is datasets.CIFAR100
 
     def entry(names):
@@ -96,7 +96,10 @@ def test_cifar(cifar):
     name, reader, files, root = cifar
     with pytest.raises(
         FileNotFoundError,
-        match=rf"{name} is not at .*{reader.base_folder}; load_images\('{name}', download=True\) fetches it there, 16. MB from https",
+        match=(
+            rf"{name} is not at .*{reader.base_folder}; "
+            rf"load_images\('{name}', download=True\) fetches it there, 16. MB from https"
+        ),
     ):
         load_images(name, root=root)
     write(root / reader.base_folder, files)

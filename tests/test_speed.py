@@ -59,9 +59,8 @@ def test_generator_step_on_cpu(train):
     assert type(fast.generator.encoder[3]) is not ResidualBlock
     a, b = losses(fast), losses(plain)
     close(a[:2], b[:2], 1e-4)
-    close(
-        a, b, 1e-3
-    )  # Adam divides by the size of a gradient, so where that is all rounding, rounding is what it follows
+    # Adam divides by the size of a gradient; where that is all rounding, it follows rounding
+    close(a, b, 1e-3)
 
 
 def test_winograd_is_taken_and_its_gradients_agree():
@@ -120,7 +119,8 @@ from hydramix_nb import gan
 from hydramix_nb.data import load_images
 config = gan.Config(features=16, batch_size=int(sys.argv[1]), discriminator_features=16)
 gan.Training(load_images("photos").few_shot(2, 0), config).step()
-print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))  # getrusage would tell that of the parent, if it was more
+# getrusage would tell the parent's peak, if that was higher
+print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))
 """
     if not sys.platform.startswith("linux"):
         pytest.skip("needs Linux: peak memory is read from /proc")
