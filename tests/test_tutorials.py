@@ -195,7 +195,7 @@ def test_departures_are_those_of_the_chapters(monkeypatch):
     for cell in cells:
         if cell.cell_type == "code":
             exec(cell.source, space)
-    assert [space["collected"]] == shown, (
+    assert ["\n".join(space["lines"])] == shown, (
         "run: jupyter nbconvert --to notebook --execute --inplace nbs/92_departures.ipynb"
     )
 
@@ -205,7 +205,7 @@ def test_every_chapter_with_open_points_is_in_the_departures():
         [cell.get("outputs", []) for cell in nbformat.read(NBS / "92_departures.ipynb", 4).cells]
     )
     for path in READ:
-        for heading in re.findall(r"^## (What .* leaves? open.*)$", prose(path), re.M):
+        for heading in re.findall(r"^## (.*\bopen\b.*)$", prose(path), re.M):
             assert f"{path.name}#{heading.replace(' ', '-')}" in text, (
                 f"{path.name} is not in 92_departures: run it again"
             )
