@@ -940,6 +940,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hydramix_nb.toys._boat': ('toys.html#_boat', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._box': ('toys.html#_box', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._car': ('toys.html#_car', 'hydramix_nb/toys.py'),
+                                  'hydramix_nb.toys._drawn': ('toys.html#_drawn', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._ellipse': ('toys.html#_ellipse', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._face': ('toys.html#_face', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._fish': ('toys.html#_fish', 'hydramix_nb/toys.py'),

@@ -415,6 +415,21 @@ KINDS = dict(
 )
 
 
+@lru_cache(maxsize=8)
+def _drawn(n_per_class, size, split, seed):
+    "Images [10·n,3,size,size]; the last few sets are kept"
+    images = []
+    for label, paint in enumerate(KINDS.values()):
+        for number in range(n_per_class):
+            rng = np.random.default_rng([seed, label, number, split == "test"])
+            scene = Scene(size, rng, split)
+            scale, turn = rng.uniform((0.7, -0.15), (1.15, 0.15))
+            scene.place(scale, turn, rng.uniform(-0.1, 0.1, 2), rng.random() < 0.5)
+            paint(scene)
+            images.append(scene.image())
+    return torch.from_numpy(np.stack(images))
+
+
 def draw(
     n_per_class: int,  # images of each kind
     size: int = 32,  # side of the images in pixels, 8 or more
@@ -428,14 +443,5 @@ def draw(
         raise ValueError(
             f"n_per_class={n_per_class}, size={size}: 1 or more images of 8 or more pixels"
         )
-    images = []
-    for label, paint in enumerate(KINDS.values()):
-        for number in range(n_per_class):
-            rng = np.random.default_rng([seed, label, number, split == "test"])
-            scene = Scene(size, rng, split)
-            scale, turn = rng.uniform((0.7, -0.15), (1.15, 0.15))
-            scene.place(scale, turn, rng.uniform(-0.1, 0.1, 2), rng.random() < 0.5)
-            paint(scene)
-            images.append(scene.image())
     labels = torch.arange(len(KINDS)).repeat_interleave(n_per_class)
-    return torch.from_numpy(np.stack(images)), labels, list(KINDS)
+    return _drawn(n_per_class, size, split, seed).clone(), labels, list(KINDS)
