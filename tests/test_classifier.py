@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -402,3 +404,34 @@ def test_on_a_gpu(tmp_path):
     assert next(result.model.parameters()).is_cuda
     again = fit(train, TEST, MixUp(train), tiny(), folder=tmp_path, progress=False)
     assert same(result, again)
+
+
+HYDRAMIX = """
+import sys
+
+import torch
+
+from hydramix_nb import baselines, classifier, gan
+from hydramix_nb.data import load_images
+from hydramix_nb.files import weights_digest
+
+torch.set_num_threads(1)
+torch.manual_seed(int(sys.argv[1]))
+train, test = load_images("toys", size=16).few_shot(2, 0), load_images("toys", "test", size=16)
+trained = gan.fit(train, gan.profile("tiny", 16, steps=2, seed=3), progress=False)
+torch.rand(int(sys.argv[1]))
+method = baselines.build("HydraMix", train, trained=trained, views=2, seed=1, progress=False)
+config = classifier.profile("tiny", 16, steps=3, seed=2)
+result = classifier.fit(train, test, method, config, progress=False)
+print(weights_digest(result.model))
+"""
+
+
+def test_hydramix_gives_the_same_classifier_in_two_processes():
+    "Whatever the global generator holds: views, too, are drawn from a seed of their own"
+    digests = set()
+    for seed in ("1", "7"):
+        command = [sys.executable, "-c", HYDRAMIX, seed]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        digests.add(done.stdout.strip())
+    assert len(digests) == 1 and digests != {""}
