@@ -116,18 +116,26 @@ def _check_channels(trained, train):
             "load them with as many"
         )
 
+
+def _match_colors(mixed, moments, mask):
+    "Compositions in the colours of their images: `moments` [B,N,2C,h,w] under the mask"
+    return composing.match_colors(mixed, (moments * mask[:, :, None]).sum(1))
+
 # %% ../nbs/30_mixing.ipynb #4e5871d0
-class _Views(Mixer):
-    "Compositions of features that were encoded before, for `HydraMix`"
+class _Compositions(Mixer):
+    "From indices to compositions, for `HydraMix`: of fresh crops, or of views encoded before"
 
     @torch.no_grad()
     def _encode_views(self, views):
-        "Features [n·views,F,h,w] and label maps [n·views,h,w] of random crops and flips"
+        "Features, label maps, colour moments [n·views,…,h,w] of random crops and flips"
         side, n = self.config.image_size // Generator.scale, len(self.train) * views
         device = self.images.device
         index = torch.arange(len(self.train), device=device).repeat_interleave(views)
         features = torch.empty(n, 4 * self.config.features, side, side, device=device)
         maps = torch.empty(n, side, side, dtype=self.segments.dtype, device=device)
+        moments = None
+        if self.match_colors:
+            moments = torch.empty(n, 2 * self.images.shape[1], side, side, device=device)
         for start in range(0, n, 256):
             part = slice(start, start + 256)
             images, segments = to_float(self.images[index[part]]), self.segments[index[part]]
@@ -135,21 +143,36 @@ class _Views(Mixer):
                 images, segments = crop_flip(images, segments)
             features[part] = self.generator.encode(images)
             maps[part] = downsample(segments, side)
-        return features, maps
+            if self.match_colors:
+                moments[part] = composing.color_moments(images, Generator.scale)
+        return features, maps, moments
 
     def _mix_views(self, index):
         "A composition of random views of the images [B,N]"
         index = index * self.views + torch.randint(self.views, index.shape, device=index.device)
         mask = composing.mixing_mask(self.maps[index], self.config, self.n_segments)
         mixed = self.generator.decode(self.generator.mix(self.features[index], mask))
+        if self.match_colors:
+            mixed = _match_colors(mixed, self.moments[index], mask)
+        return composing.resize(mixed, self.size)
+
+    def _mix_crops(self, index):
+        "A composition of fresh crops of the images [B,N]"
+        side = self.config.image_size // Generator.scale
+        images, mask = composing.composition_inputs(
+            self.images, self.segments, index, self.config, side, self.n_segments
+        )
+        mixed = self.generator(images, mask)
+        if self.match_colors:
+            mixed = _match_colors(mixed, composing.color_moments(images, Generator.scale), mask)
         return composing.resize(mixed, self.size)
 
 # %% ../nbs/30_mixing.ipynb #4d188346
-class HydraMix(_Views):
+class HydraMix(_Compositions):
     "Features of N images of a class mixed by a trained generator: the paper's method"
 
-    _settings = ("n_images", "views", "segment_noise", "seed")
-    _derived = ("_range", "trained", "generator", "images", "features", "maps")
+    _settings = ("n_images", "views", "segment_noise", "seed", "match_colors")
+    _derived = ("_range", "trained", "generator", "images", "features", "maps", "moments")
 
     def __init__(
         self,
@@ -160,6 +183,7 @@ class HydraMix(_Views):
         views: int | None = None,  # crops and flips of each image encoded once; None: always fresh
         seed: int = 0,  # seed of the views, the mixer's own
         segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
+        match_colors: bool = False,  # whether compositions get the colours of their images
         cache=None,  # folder for label maps
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
         std=None,  # deviation of the loop's Normalize, number or [C]
@@ -169,7 +193,7 @@ class HydraMix(_Views):
         self.n_images, self.segment_noise = self.config.n_images, self.config.segment_noise
         _check_channels(trained, train)
         self.trained, self.size, self.views = trained, train.images.shape[-1], views
-        self.seed = seed
+        self.seed, self.match_colors = seed, match_colors
         self.generator = _on(trained.generator, train.device)
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
@@ -177,16 +201,10 @@ class HydraMix(_Views):
         self.segments, self.n_segments = composing.label_maps(self.images, self.config, cache)
         if views is not None:
             with seeded(seed, train.device):
-                self.features, self.maps = self._encode_views(views)
+                self.features, self.maps, self.moments = self._encode_views(views)
 
     def mix(self, index):
-        side = self.config.image_size // Generator.scale
-        if self.views is not None:
-            return self._mix_views(index)
-        images, mask = composing.composition_inputs(
-            self.images, self.segments, index, self.config, side, self.n_segments
-        )
-        return composing.resize(self.generator(images, mask), self.size)
+        return self._mix_crops(index) if self.views is None else self._mix_views(index)
 
     def made_of(self):
         weights = describe(self.trained.generator.state_dict())
@@ -196,7 +214,7 @@ class HydraMix(_Views):
 class ChimeraMix(HydraMix):
     "The predecessor: two images, a generator trained with mixing='segments' or 'grid'"
 
-    _settings = ("views", "segment_noise", "seed")
+    _settings = ("views", "segment_noise", "seed", "match_colors")
 
     def __init__(
         self,
@@ -206,6 +224,7 @@ class ChimeraMix(HydraMix):
         views: int | None = None,  # crops and flips of each image encoded once; None: always fresh
         seed: int = 0,  # seed of the views, the mixer's own
         segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
+        match_colors: bool = False,  # whether compositions get the colours of their images
         cache=None,  # folder for label maps
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
         std=None,  # deviation of the loop's Normalize, number or [C]
@@ -221,6 +240,7 @@ class ChimeraMix(HydraMix):
             views=views,
             seed=seed,
             segment_noise=segment_noise,
+            match_colors=match_colors,
             cache=cache,
             mean=mean,
             std=std,
