@@ -174,7 +174,7 @@ def _preprocess(
     x = ((images + 1) / 2).clamp(0, 1)[..., top : top + size, left : left + size]
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
-# %% ../nbs/42_clip.ipynb #2dbd91a7
+# %% ../nbs/42_clip.ipynb #2dbd91a6
 def _open_clip():
     "The package `open_clip`; ImportError names the extra to install"
     try:
@@ -197,7 +197,7 @@ def _tag_settings(model, tag):
         known = f"nor any others: models are {', '.join(open_clip.list_models()[:8])}, …"
     raise ValueError(f"OpenCLIP knows no weights {tag!r} for {model!r}; {known}")
 
-
+# %% ../nbs/42_clip.ipynb #2dbd91a7
 def _hub_file(model, tag, download, cache_dir):
     "Safetensors file of a tag in the hub's cache, downloaded if asked for; and its settings"
     settings = _tag_settings(model, tag)

@@ -302,8 +302,7 @@ class Training(_Compositions):
         config: Config,  # settings
         cache=None,  # folder for label maps; None: no cache
         *,
-        fast: bool
-        | None = None,  # None: proven speedups; False: plain; True: torch.compile as well
+        fast: bool | None = None,  # None: proven speedups; False: plain; True: compiled, too
         chunks: int | None = None,  # parts of a batch; None: as many as memory asks for
     ):
         super().__init__(train, config)

@@ -120,7 +120,7 @@ def photo_lexicon(
         synsets.append((row["synset"], row["hypernym"] or None, words, row["description"]))
     return write_lexicon(path, synsets, name="photos")
 
-# %% ../nbs/40_wordnet.ipynb #26d08307
+# %% ../nbs/40_wordnet.ipynb #26d08306
 _lock = threading.RLock()  # `wn` has one configuration for all threads
 
 
@@ -133,7 +133,7 @@ def _wn():
         raise ImportError(message) from e
     return wn
 
-
+# %% ../nbs/40_wordnet.ipynb #26d08307
 class _Database:
     "A folder with a database of `wn`, and the connections to it"
 
