@@ -48,8 +48,13 @@ def checkpoint(folder):
 
 def script(code, *args, **options):
     head = (
-        "import sys, torch\ntorch.set_num_threads(1)\nfrom hydramix_nb import gan\nfrom hydramix_nb.data import load_images\n"
-        "train = load_images('photos').few_shot(2, seed=0)\nconfig = gan.profile('tiny', steps=30, batch_size=2)\nfolder = gan.Path(sys.argv[1])\n"
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from hydramix_nb import gan\n"
+        "from hydramix_nb.data import load_images\n"
+        "train = load_images('photos').few_shot(2, seed=0)\n"
+        "config = gan.profile('tiny', steps=30, batch_size=2)\n"
+        "folder = gan.Path(sys.argv[1])\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", head + code, *map(str, args)],
@@ -88,7 +93,7 @@ def test_killed_and_resumed(train, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are a thing of Unix")
 def test_full_disk(train, tmp_path):
-    "A limit on the size of files stands for the full disk: what was there stays, and nothing is left under any name"
+    "A limit on file size stands for the full disk: what was there stays, nothing else is left"
     run = script(
         """
 import resource, signal

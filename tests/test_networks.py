@@ -1,4 +1,4 @@
-"Generator, discriminator and losses from outside: contracts, numerics, and what training and other devices ask of them."
+"Generator, discriminator and losses: contracts, numerics, training, other devices"
 
 import warnings
 
