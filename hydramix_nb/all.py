@@ -14,6 +14,7 @@ from hydramix_nb import (
     composing,
     crops,
     cse,
+    cutouts,
     data,
     detection,
     diffusemix,
@@ -115,7 +116,6 @@ from hydramix_nb.mixing import (
     MixUp,
     MixUpN,
     NMix,
-    PixelMix,
     Pool,
     SegMix,
     default_views,
@@ -134,27 +134,17 @@ from hydramix_nb.augmentations import (
     cosine_loss,
 )
 from .scattering import Scattering
-from .glico import GLICO, LatentGenerator, fit_latents
+from .glico import GLICO, fit_latents
 from .supermix import SuperMix
 from .diffusemix import DiffuseMix, fractals, read_variants, variant_path
 from .baselines import GENERATORS, METHODS, build
 from .editing import PROMPTS, generate_variants, load_pipeline, tiny_pipeline
 
 # %% ../nbs/90_all.ipynb #54a29e9c
-from hydramix_nb.wordnet import (
-    CLASS_SYNSETS,
-    Lexicon,
-    Synset,
-    class_synsets,
-    hyponyms_by_class,
-    load_lexicon,
-    photo_lexicon,
-    write_lexicon,
-)
-from .clip import Encoder, clip_encoder, fit_pair, load_encoder, random_clip
+from .wordnet import Lexicon, Synset, class_synsets, hyponyms_by_class, load_lexicon
+from .clip import Encoder, clip_encoder, fit_pair, load_encoder
 from hydramix_nb.cse import (
     CSE,
-    ClassEntropy,
     group_by_class,
     sample_classes,
     synset_distribution,
@@ -162,19 +152,13 @@ from hydramix_nb.cse import (
     synset_votes,
 )
 
-# %% ../nbs/90_all.ipynb #613f0a99
+# %% ../nbs/90_all.ipynb #5a2329f4
+from .cutouts import write_cutouts
 from .scenes import Scenes, n_shot, read_coco, scenes_folder, show_boxes, show_scenes
-from hydramix_nb.scene_mixing import (
-    SceneMix,
-    Squares,
-    fit_generator,
-    generator_profile,
-    mixed_boxes,
-    object_mask,
-)
-from .detection import average_precision, detector, load_detector
+from .scene_mixing import SceneMix, Squares, fit_generator, generator_profile
+from .detection import detector, load_detector
 from .crops import CropConfig, multi_crop
-from .selfsupervised import DINO_METHODS, Pretrained, backbone, linear_probe
+from .selfsupervised import DINO_METHODS, backbone, linear_probe
 
 # %% ../nbs/90_all.ipynb #6dad97bf
 from hydramix_nb.runs import (
@@ -194,15 +178,7 @@ from hydramix_nb.runs import (
 from .execution import Outcome, Task, execute, execute_here
 from .sweeps import describe_failure, find_notebook, summary, sweep
 from .tables import EXPERIMENTS, grid, notebook_of
-from hydramix_nb.results import (
-    collect,
-    compare,
-    dataset_label,
-    measured,
-    read_results,
-    reported,
-    select_runs,
-)
+from .results import collect, compare, dataset_label, measured, reported, select_runs
 from .report import Table, as_list, experiment, table
 from .figures import bars, curves, save_figure
 
@@ -243,7 +219,7 @@ from hydramix_nb.speed import (
     saved_tensor_bytes,
     set_lr,
 )
-from .fast_generator import make_fast, winograd
+from .fast_generator import make_fast
 
 # %% ../nbs/90_all.ipynb #d87c4480
 _through_module = [
