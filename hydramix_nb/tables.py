@@ -115,7 +115,7 @@ def _check_run(p):
     for module, settings in ((gan, "generator_settings"), (classifier, "classifier_settings")):
         try:
             module.profile(p["profile"], 32, **p[settings])
-        except TypeError as e:
+        except (TypeError, ValueError) as e:
             raise ValueError(f"{settings}: {e}") from e
 
 # %% ../nbs/64_tables.ipynb #f3e057f5
