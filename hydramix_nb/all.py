@@ -222,18 +222,7 @@ from hydramix_nb.speed import (
 from .fast_generator import make_fast
 
 # %% ../nbs/90_all.ipynb #d87c4480
-_through_module = [
-    "check",
-    "down",
-    "draw",
-    "edit",
-    "finished",
-    "main",
-    "missing",
-    "plan",
-    "run",
-    "up",
-]
+_through_module = ["check", "draw", "edit", "main", "missing", "plan", "run"]
 __all__ = [name for name in dir() if not name.startswith("_")]
 
 # %% ../nbs/90_all.ipynb #72b6ef47

@@ -289,8 +289,15 @@ def _recorded(state):
         group["lr"] = torch.tensor(rate, device=state.device)
     return {side: Graph(partial(state.learn, generated=side)) for side in (False, True)}
 
+# %% ../nbs/32_classifier.ipynb #e63a0fc3
+class _Batches(training.Training):
+    "A training whose batches are made by a method"
+
+    def inputs(self, index, generated=None):
+        return _batch(self.train, index, self.method, self.config.augment, generated)
+
 # %% ../nbs/32_classifier.ipynb #e63a0fc4
-class Training(training.Training):
+class Training(_Batches):
     "A network, its SGD and a method; `step` is one SGD step"
 
     def __init__(
@@ -332,13 +339,9 @@ class Training(training.Training):
         self.update("model", loss)
         return dict(loss=loss.detach())
 
-    def inputs(self, index, generated=None):
-        return _batch(self.train, index, self.method, self.config.augment, generated)
-
     def measure(self):
-        "Accuracy on the test set, in percent"
         self.judged = evaluate(self.model, self.test)
-        return dict(accuracy=self.judged[0])
+        return dict(accuracy=self.judged[0])  # on the test set, in percent
 
 # %% ../nbs/32_classifier.ipynb #955475f8
 @dataclass

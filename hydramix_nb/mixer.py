@@ -81,9 +81,9 @@ def _check_range(found, images, train):
         )
     found.seen = True
 
-# %% ../nbs/28_mixer.ipynb #069d3cdc
-class _Kept:
-    "What mixers have in common besides mixing: repr, device, file, description"
+# %% ../nbs/28_mixer.ipynb #069d3cdb
+class _Described:
+    "What a mixer says of itself: a repr, and the settings that put it together again"
 
     _settings = ()  # arguments that put the mixer together again
     _derived = ("_range",)  # attributes that follow from others
@@ -91,6 +91,18 @@ class _Kept:
     def __repr__(self):
         settings = ", ".join(f"{name}={getattr(self, name)}" for name in self._settings)
         return f"{type(self).__name__}({settings}) of {self.train}; images in {self._range}"
+
+    def _spec(self):
+        if "_settings" not in vars(type(self)):
+            raise TypeError(f"{type(self).__name__} cannot be saved: only mixers of `mixing` can")
+        settings = {name: getattr(self, name) for name in self._settings}
+        if "config" in settings:
+            settings["config"] = asdict(settings["config"])
+        return dict(name=type(self).__name__, settings=settings, mean=self.mean, std=self.std)
+
+# %% ../nbs/28_mixer.ipynb #069d3cdc
+class _Kept(_Described):
+    "A mixer that moves between devices and is written to a file"
 
     def to(
         self,
@@ -121,14 +133,6 @@ class _Kept:
                 file = self.trained.save(Path(folder) / "generator.safetensors")
                 tensors, header = read_tensors(file, "generator")
         return write_tensors(path, tensors, header | dict(mixer=json.dumps(self._spec())))
-
-    def _spec(self):
-        if "_settings" not in vars(type(self)):
-            raise TypeError(f"{type(self).__name__} cannot be saved: only mixers of `mixing` can")
-        settings = {name: getattr(self, name) for name in self._settings}
-        if "config" in settings:
-            settings["config"] = asdict(settings["config"])
-        return dict(name=type(self).__name__, settings=settings, mean=self.mean, std=self.std)
 
 # %% ../nbs/28_mixer.ipynb #92d399f8
 def _on(network, device):

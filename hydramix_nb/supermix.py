@@ -152,6 +152,14 @@ def _fill_pool(
 # %% ../nbs/36_supermix.ipynb #23dce320
 _PROFILES = dict(paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2))
 
+# %% ../nbs/36_supermix.ipynb #e11b323c
+def _settings(profile, size):
+    "Settings of a profile for images of a size; masks of larger images are finer"
+    if profile not in _PROFILES:
+        raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
+    masks = dict(cells=8, sigma=1.0) if size <= 64 else dict(cells=16, sigma=2.0)
+    return masks | _PROFILES[profile]
+
 # %% ../nbs/36_supermix.ipynb #e11b323d
 class SuperMix(Mixer):
     "Draw from a pool of images mixed under the supervision of a teacher"
@@ -170,11 +178,8 @@ class SuperMix(Mixer):
         **settings,  # settings of supermix, which go before the profile's
     ):
         super().__init__(train)
-        if profile not in _PROFILES:
-            raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
         size = train.images.shape[-1]
-        masks = dict(cells=8, sigma=1.0) if size <= 64 else dict(cells=16, sigma=2.0)
-        settings = masks | _PROFILES[profile] | settings
+        settings = _settings(profile, size) | settings
         count = settings.pop("pool")
         if teacher is None:
             config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
