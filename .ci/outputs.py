@@ -8,8 +8,9 @@ whole numbers equal, and other numbers equal within a hundredth or one unit of t
 since machines differ there. Of figures only their number counts.
 
 A cell says at its top what holds for it. The output of `#| varies` differs from run to run (times,
-accuracies after a training) and only has to be there. `#| eval: false` is not run, `#| slow` and
-`#| cuda` only where --flags names them."""
+accuracies after a training) and only has to be there; that of `#| needs_data` is there only where
+HYDRAMIX_DATA is set. `#| eval: false` is not run, `#| slow` and `#| cuda` only where --flags names
+them."""
 
 import argparse
 import difflib
@@ -112,6 +113,8 @@ def same(text, other):
 def difference(committed, fresh):
     "Of two cells with the same code, in what their outputs differ; empty if they do not"
     old, new = texts(committed), texts(fresh)
+    if "needs_data" in directives(committed) and not os.environ.get("HYDRAMIX_DATA"):
+        return ""
     if "varies" in directives(committed):
         return "" if bool(old) == bool(new) else f"{len(old)} outputs committed, {len(new)} now"
     kinds = [", ".join(kind for kind, _ in shown) for shown in (old, new)]
