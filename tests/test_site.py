@@ -306,7 +306,7 @@ def test_search_finds_a_function(browser, address, width):
     )
     assert browser.driver.current_url.endswith("#hydramix_nb.masks.hydra_mask")
     assert (
-        "later images over earlier ones"
+        "each segment of image i = 1…N"
         in browser.driver.find_element("id", "hydramix_nb.masks.hydra_mask")
         .find_element("xpath", "..")
         .text
