@@ -93,7 +93,7 @@ def write_tensors(
 def read_header(
     path,  # file that `write_tensors` wrote
     kind: str,  # expected kind
-) -> dict:  # name → text
+) -> dict:  # name → text, in the order of the names
     "Read the header; FileNotFoundError, or ValueError for a file cut short or of another kind"
     from safetensors import safe_open
 
@@ -102,7 +102,7 @@ def read_header(
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with safe_open(path, "pt") as f:
-            header = f.metadata() or {}
+            header = dict(sorted((f.metadata() or {}).items()))
     except Exception as e:
         raise ValueError(
             f"{path} is not a whole {kind} file ({e}): "

@@ -204,7 +204,7 @@ def test_every_chapter_with_open_points_is_in_the_departures():
     text = json.dumps(
         [cell.get("outputs", []) for cell in nbformat.read(NBS / "92_departures.ipynb", 4).cells]
     )
-    for path in READ:
+    for path in set(READ) - {NBS / "92_departures.ipynb"}:
         for heading in re.findall(r"^## (.*\bopen\b.*)$", prose(path), re.M):
             assert f"{path.name}#{heading.replace(' ', '-')}" in text, (
                 f"{path.name} is not in 92_departures: run it again"
