@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hydramix_nb.data': { 'hydramix_nb.data.ImageSet': ('data.html#imageset', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data.ImageSet.__repr__': ('data.html#imageset.__repr__', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data.ImageSet._repr_jpeg_': ('data.html#imageset._repr_jpeg_', 'hydramix_nb/data.py'),
+                                  'hydramix_nb.data.ImageSet.by_class': ('data.html#imageset.by_class', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data.ImageSet.few_shot': ('data.html#imageset.few_shot', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data.ImageSet.same_class': ('data.html#imageset.same_class', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._Arrays': ('data.html#_arrays', 'hydramix_nb/data.py'),

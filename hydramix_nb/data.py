@@ -170,11 +170,11 @@ def few_shot_indices(
     samples_per_class,  # images of each class, at least 1
     seed,  # seed of the draw, from 0
     classes,  # class names, for the error that names a class with too few images
-):  # positions, int64 [classes·samples_per_class] on the CPU, class after class
-    "Draw a balanced few of each class; ValueError names the classes that have too few"
+):  # positions, int64 [classes·samples_per_class] on the CPU, the classes shuffled
+    "Draw a balanced few as ChimeraMix does; ValueError names the classes that have too few"
     if samples_per_class < 1:
         raise ValueError(f"samples_per_class must be at least 1, got {samples_per_class}")
-    labels, rng = labels.cpu().numpy(), np.random.RandomState(seed)
+    labels, rng = labels.cpu().numpy(), np.random.default_rng(seed)
     counts = np.bincount(labels, minlength=len(classes))
     short = [f"{c!r} ({n})" for c, n in zip(classes, counts) if n < samples_per_class]
     if short:
@@ -184,9 +184,12 @@ def few_shot_indices(
         )
     chosen = []
     for c in range(len(classes)):
-        shuffled = rng.permutation(np.flatnonzero(labels == c))
-        chosen.append(shuffled[:samples_per_class])
-    return torch.from_numpy(np.concatenate(chosen))
+        positions = np.flatnonzero(labels == c)
+        rng.shuffle(positions)
+        chosen.append(positions[:samples_per_class])
+    chosen = np.concatenate(chosen)
+    rng.shuffle(chosen)
+    return torch.from_numpy(chosen)
 
 # %% ../nbs/03_data.ipynb #44d452d1
 def _class_tables(labels, n_classes):
@@ -286,8 +289,12 @@ class ImageSet(_Arrays):
         samples_per_class,  # images of each class
         seed,  # seed of the draw, from 0
     ):  # `ImageSet`
-        "A balanced subset, drawn by `few_shot_indices`"
+        "A balanced subset, drawn and shuffled by `few_shot_indices`"
         return self[few_shot_indices(self.labels, samples_per_class, seed, self.classes)]
+
+    def by_class(self):
+        "The same images, class after class"
+        return self[self.labels.argsort(stable=True)]
 
     def same_class(
         self,

@@ -19,9 +19,26 @@ from hydramix_nb.data import (
 # ------------------------------------------------------------------ what must never change
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 2**31])
+@pytest.mark.parametrize("n", [1, 4, 10])
+def test_the_few_are_drawn_by_the_rule_of_the_predecessors_code(seed, n):
+    labels = [0, 1, 2] * 10
+    rng, kept = np.random.default_rng(seed), []  # one generator
+    for label in (0, 1, 2):  # class by class, in the order of the labels
+        positions = [i for i in range(30) if labels[i] == label]  # in the data set's order
+        rng.shuffle(positions)  # shuffled in place
+        kept += positions[:n]  # the first n are kept
+    rng.shuffle(kept)  # at last the whole list, once, with the same generator
+    assert few_shot_indices(torch.tensor(labels), n, seed, ["a", "b", "c"]).tolist() == kept
+    images = torch.arange(30, dtype=torch.uint8)[:, None, None, None]
+    few = ImageSet(images, torch.tensor(labels), ["a", "b", "c"]).few_shot(n, seed)
+    assert few.images.flatten().tolist() == kept
+    assert few.by_class().labels.tolist() == [0] * n + [1] * n + [2] * n
+
+
 def test_the_same_seed_draws_the_same_images_for_good():
     labels = torch.arange(3).repeat(20)
-    assert few_shot_indices(labels, 2, 0, ["a", "b", "c"]).tolist() == [54, 3, 34, 4, 47, 41]
+    assert few_shot_indices(labels, 2, 0, ["a", "b", "c"]).tolist() == [34, 12, 35, 49, 23, 57]
 
 
 def test_photos_are_the_same_everywhere():
