@@ -206,6 +206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hydramix_nb.data._own_path': ('data.html#_own_path', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._photo_patches': ('data.html#_photo_patches', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._photo_windows': ('data.html#_photo_windows', 'hydramix_nb/data.py'),
+                                  'hydramix_nb.data._random_on': ('data.html#_random_on', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._reflect': ('data.html#_reflect', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._same_class_indices': ('data.html#_same_class_indices', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._summary': ('data.html#_summary', 'hydramix_nb/data.py'),

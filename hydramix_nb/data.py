@@ -192,21 +192,34 @@ def few_shot_indices(
     return torch.from_numpy(chosen)
 
 # %% ../nbs/03_data.ipynb #44d452d1
+def _random_on(device, generator):
+    "Keywords of torch.rand and torch.randint: the generator's device, else the one that is given"
+    if generator is None:
+        return dict(device=device)
+    return dict(generator=generator, device=generator.device)
+
+
 def _class_tables(labels, n_classes):
-    "Order, start and count: order[start[c] : start[c] + count[c]] are the images of class c"
+    "Order, start, count: order[start[c] : start[c] + count[c]] are of class c; the largest count"
     ones = torch.ones_like(labels)
     count = torch.zeros(n_classes, dtype=torch.int64, device=labels.device)
     count = count.scatter_add_(0, labels, ones)
-    return labels.argsort(stable=True), count.cumsum(0) - count, count
+    return labels.argsort(stable=True), count.cumsum(0) - count, count, int(count.max())
 
 
 def _same_class_indices(labels, n_images, tables, generator=None):
-    "For each of B labels, positions [B,n_images] of images of its class, drawn with replacement"
-    order, start, count = tables
-    device = labels.device if generator is None else generator.device
-    u = torch.rand(len(labels), n_images, generator=generator, device=device).to(labels.device)
+    "For each of B labels, positions [B,n_images] of an image of its class and of its partners"
+    order, start, count, largest = tables
     start, count = start[labels][:, None], count[labels][:, None]
-    return order[start + (u * count).long().minimum(count - 1)]
+    draw = _random_on(labels.device, generator)
+    u = torch.rand(len(labels), 1 + largest, **draw).to(labels.device)
+    first = (u[:, :1] * count).long().minimum(count - 1)
+    numbers, n_partners = u[:, 1:], n_images - 1
+    absent = torch.arange(largest, device=labels.device) >= count
+    smallest = min(n_partners, largest)
+    partners = numbers.masked_fill(absent, 2.0).topk(smallest, largest=False).indices
+    partners = partners.gather(1, torch.arange(n_partners, device=labels.device) % count)
+    return order[start + torch.cat([first, partners], 1)]
 
 # %% ../nbs/03_data.ipynb #c3e0f004
 class _Arrays:
@@ -299,10 +312,10 @@ class ImageSet(_Arrays):
     def same_class(
         self,
         labels,  # classes wanted, int64 [B]
-        n_images,  # images of each
+        n_images,  # N, images for each label
         generator=None,  # torch.Generator, on any device
     ):  # positions in this set, int64 [B,n_images]
-        "For each label, images of its class, drawn uniformly and with replacement"
+        "For each label, an image of its class and n_images − 1 different partners, it or others"
         labels = labels.to(self.device)
         if self._tables is None:
             self._tables = _class_tables(self.labels, len(self.classes))
@@ -385,7 +398,7 @@ def crop_flip(
             f"they must be {[b, h, w]}"
         )
     device = images.device
-    draw = dict(generator=generator, device=device if generator is None else generator.device)
+    draw = _random_on(device, generator)
     dy, dx = torch.randint(-padding, padding + 1, (2, b, 1), **draw).to(device)
     flipped = (torch.rand(b, 1, **draw) < flip).to(device)
     ys, xs = torch.arange(h, device=device), torch.arange(w, device=device)

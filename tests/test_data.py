@@ -157,7 +157,7 @@ def test_a_set_shows_itself():
     )
 
 
-def test_partners_reach_the_last_image_and_no_further():
+def test_the_first_image_is_never_of_the_next_class():
     "u just below 1 rounds up in float32 when a class is large: the last image, not the next class."
     labels = torch.cat([torch.zeros(3, dtype=torch.int64), torch.ones(2, dtype=torch.int64)])
     one = torch.tensor(1.0)
@@ -167,9 +167,26 @@ def test_partners_reach_the_last_image_and_no_further():
         torch.rand = lambda *s, **kw: (
             torch.full(s, torch.nextafter(one, torch.tensor(0.0)).item()) * 1.0000001
         )
-        assert _same_class_indices(torch.tensor([0, 1]), 2, tables).tolist() == [[2, 2], [4, 4]]
+        index = _same_class_indices(torch.tensor([0, 1]), 2, tables)
     finally:
         torch.rand = real
+    assert index[:, 0].tolist() == [2, 4] and torch.equal(labels[index[:, 1]], torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 4, 7])
+def test_partners_are_those_with_the_smallest_numbers(n_images):
+    "Word for word: a number for each image of the class, the smallest first, then again."
+    labels = torch.tensor([1, 0, 1, 2, 1, 0, 1, 1, 2, 2, 2])
+    asked = torch.tensor([0, 1, 2, 1, 0] * 40)
+    u = torch.rand(200, 6, generator=torch.Generator().manual_seed(3))
+    found = _same_class_indices(
+        asked, n_images, _class_tables(labels, 4), torch.Generator().manual_seed(3)
+    )
+    for label, numbers, row in zip(asked.tolist(), u.tolist(), found.tolist(), strict=True):
+        own = (labels == label).nonzero().flatten().tolist()
+        by_number = [i for _, i in sorted(zip(numbers[1:], own, strict=False))]
+        partners = (by_number * n_images)[: n_images - 1]
+        assert row == [own[int(numbers[0] * len(own))], *partners]
 
 
 def test_grey_levels_survive_half_precision_storage_types():
