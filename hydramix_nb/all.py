@@ -47,6 +47,7 @@ from hydramix_nb import (
     sweeps,
     tables,
     toys,
+    trained_generator,
     training,
     wordnet,
 )
@@ -100,14 +101,8 @@ from hydramix_nb.losses import (
     laplacian_pyramid,
     reconstruction_loss,
 )
-from hydramix_nb.gan import (
-    Trained,
-    composition_rows,
-    discriminator_loss,
-    fit_once,
-    generator_loss,
-    pretrained,
-)
+from .trained_generator import Trained, composition_rows, pretrained
+from .gan import discriminator_loss, fit_once, generator_loss
 from .mixer import Mixer
 from hydramix_nb.mixing import (
     ChimeraMix,
