@@ -57,7 +57,6 @@ from .toys import KINDS, Scene
 from hydramix_nb.data import (
     DATASETS,
     ImageSet,
-    PHOTOS,
     crop_flip,
     few_shot_indices,
     image_grid,
@@ -116,7 +115,7 @@ from hydramix_nb.mixing import (
     default_views,
 )
 from .image_folders import claim_folder, folder_name, generate
-from .classifier import Method, evaluate, mixes_labels, network
+from .classifier import Method, evaluate, network, paired_gain
 
 # %% ../nbs/90_all.ipynb #2633c41c
 from hydramix_nb.augmentations import (

@@ -137,9 +137,9 @@ def test_a_policy_comes_before_cutout_and_reaches_generated_images(trained):
     assert (
         method.p_gen == 1
         and method.transform.name == "TrivialAugment"
-        and not classifier.mixes_labels(method.mixer)
+        and not classifier._mixes_labels(method.mixer)
     )
-    assert classifier.mixes_labels(build("CutMix", TRAIN).mixer)
+    assert classifier._mixes_labels(build("CutMix", TRAIN).mixer)
     assert (
         Policy("AutoAugment", 64).transform.policy.name == "CIFAR10"
         and Policy("AutoAugment", 96).transform.policy.name == "IMAGENET"
