@@ -11,10 +11,11 @@ import json
 import math
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 
 # %% ../nbs/66_report.ipynb #f9860679
 from .files import write_text
-from .results import compare, measured, select_runs, _COUNTERPARTS, _VARIED
+from .results import compare, measured, select_runs, _VARIED, _counterpart
 from .runs import run_id
 from .sweeps import describe_failure, plan, sweep
 from .tables import EXPERIMENTS, grid, notebook_of
@@ -135,6 +136,7 @@ _LABELS = dict(
     generator_data=lambda v: f", generator of {v}",
     generator_size=lambda v: f", generator at {v}×{v}",
     segment_noise=lambda v: f", noise {v:g}",
+    backbone=lambda v: f", backbone {Path(v).name}" if v else "",
 )
 
 
@@ -222,8 +224,8 @@ def table(
         first += [f"{c}{each}", "", ""]
     second = ["data", "method"] + ["here", "paper", "Δ"] * len(columns)
     caption = f"{metric}, mean ± standard deviation over (n) seeds; profile {profile}"
-    others = [d for d in sorted(set(cells.data)) if _COUNTERPARTS.get(d, d) != d]
-    beside = ", ".join(f"{d} beside the paper's {_COUNTERPARTS[d]}" for d in others)
+    others = [d for d in sorted(set(cells.data)) if _counterpart(d) not in (None, d)]
+    beside = ", ".join(f"{d} beside the paper's {_counterpart(d)}" for d in others)
     caption += _NOTES[profile] + (f". {beside}." if beside else ".")
     return Table([first, second], body, ranks, caption)
 
@@ -298,6 +300,21 @@ def _do_missing(name, options, asked, out, device, data_root, progress):
         if outcome.state == "failed":
             print("failed:", describe_failure(outcome))
 
+# %% ../nbs/66_report.ipynb #5af523d3
+def _counted(name, asked, there):
+    "The lists of a report, those that were not asked for filled in with what was measured"
+    if not len(there):
+        return asked | dict(seeds=asked["seeds"] or [0, 1, 2, 3, 4])
+    columns = dict(datasets="dataset", samples_per_class="samples_per_class", seeds="seed")
+    filled = {k: asked[k] or sorted(set(there[column])) for k, column in columns.items()}
+    found = set(there.method)
+    if name == "table_2" and found & {"AutoAugment", "TrivialAugment"}:
+        found.add("Baseline")  # its rows with a policy
+    known = EXPERIMENTS[name]["method"]
+    others = sorted(found - set(known)) if name == "table_1" else []
+    filled["methods"] = asked["methods"] or [m for m in known if m in found] + others
+    return asked | filled
+
 # %% ../nbs/66_report.ipynb #ee9df36f
 def experiment(
     name: str,  # "table_1", "figure_5", …
@@ -320,17 +337,15 @@ def experiment(
     options = _engine_options(engine)
     chosen = _asked_for(datasets, samples_per_class, methods, seeds)
     asked = dict(profile=profile, **{k: v or None for k, v in chosen.items()}, **axes)
-    asked["seeds"] = asked["seeds"] or (0, 1, 2, 3, 4)
     if options:
+        asked["seeds"] = asked["seeds"] or [0, 1, 2, 3, 4]
         _do_missing(name, options, asked, out, device, data_root, progress)
     found = measured(out, results)
     cells = compare(name, found, profile, **chosen, metric=metric)
     if not len(cells):
         print(f"No run of {name} at profile {profile} has finished yet.")
-    else:
-        there = select_runs(found[found.profile == profile], name)
-        for key, column in (("datasets", "dataset"), ("samples_per_class", "samples_per_class")):
-            asked[key] = asked[key] or sorted(set(there[column]))
-    given = {k: v for k, v in asked.items() if v}
-    print(missing(grid(name, **asked), found, name, **given, out=out))
+    there = select_runs(found[found.profile == profile], name)
+    counted = asked if options else _counted(name, asked, there)
+    given = {k: v for k, v in counted.items() if v}
+    print(missing(grid(name, **given), found, name, **given, out=out))
     return cells

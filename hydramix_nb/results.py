@@ -8,6 +8,7 @@ __all__ = ['reported', 'dataset_label', 'measured', 'collect', 'select_runs', 'c
 # %% ../nbs/65_results.ipynb #31ad8238
 import csv
 import json
+import re
 from pathlib import Path
 
 # %% ../nbs/65_results.ipynb #df77b44d
@@ -17,7 +18,8 @@ import numpy as np
 import hydramix_nb
 from .files import atomic_write, read_json
 from .runs import import_extra, run_id
-from .tables import EXPERIMENTS, notebook_of
+from .sweeps import _committed
+from .tables import EXPERIMENTS, notebook_of, _fixed_values
 
 # %% ../nbs/65_results.ipynb #8f614bb1
 _REPORTED = Path(hydramix_nb.__file__).with_name("reported_results.csv")
@@ -107,6 +109,7 @@ _PARAMETERS = dict(
     generator_settings=str,
     classifier_settings=str,
 )
+_OTHERS = dict(scene_size=int, backbone=str, detector_settings=str, dino_settings=str)
 _SCORES = dict.fromkeys(["accuracy", "top5", "AP", "AP50", "AP75"], float)  # percent
 _FOUND = dict(
     data=str,
@@ -121,13 +124,13 @@ _FOUND = dict(
 )
 _ORIGIN = dict.fromkeys(["device", "version", "commit", "code", "torch", "finished"], str)
 _RESULTS = _SCORES | _FOUND | _ORIGIN
-_COLUMNS = dict(id=str, notebook=str) | _PARAMETERS | _RESULTS
+_COLUMNS = dict(id=str, notebook=str) | _PARAMETERS | _RESULTS | _OTHERS
 
 # %% ../nbs/65_results.ipynb #c35b2390
 def _row(id, result, notebook):
     "A run as a row of the results table; what its notebook does not know is empty"
     row = dict(id=id, notebook=notebook)
-    for name in _PARAMETERS:
+    for name in (*_PARAMETERS, *_OTHERS):
         value = result["parameters"].get(name, "")
         row[name] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
     return row | {name: result.get(name, "") for name in _RESULTS}
@@ -161,15 +164,6 @@ def read_results(
                 row[name] = kind(row[name])
     return {row["id"]: row for row in rows}
 
-
-def _committed():
-    "results/results.csv here or of this checkout; None where there is none"
-    checkout = Path(hydramix_nb.__file__).resolve().parent.parent
-    for path in (Path("results/results.csv"), checkout / "results/results.csv"):
-        if path.is_file():
-            return path
-    return None
-
 # %% ../nbs/65_results.ipynb #a74af14e
 def measured(
     out="runs",  # folder of all runs
@@ -181,9 +175,11 @@ def measured(
     rows = (read_results(Path(path).expanduser()) if path else {}) | _finished(out)
     frame = pd.DataFrame(list(rows.values()), columns=list(_COLUMNS))
     for name, kind in _COLUMNS.items():
-        if kind is not str and len(frame):
+        if kind is str:
+            frame[name] = frame[name].fillna("")
+        elif len(frame):
             frame[name] = pd.to_numeric(frame[name], errors="coerce")
-        elif kind is not str:
+        else:
             frame[name] = frame[name].astype(kind)
     return frame
 
@@ -209,6 +205,7 @@ def collect(
 _VARIED = dict(
     table_2="auto_augment",
     table_7="n_images",
+    table_8="backbone",
     table_9="generator_data",
     figure_5="p_gen",
     figure_6="generator_size",
@@ -224,24 +221,48 @@ _DEFAULTS = dict(
     generator_dataset="",
     generator_settings="{}",
     classifier_settings="{}",
+    detector_settings="{}",
+    dino_settings="{}",
+    scene_size=0,
+    backbone="",
 )
 
 # %% ../nbs/65_results.ipynb #5cb10f7e
+def _expected(experiment, profile):
+    "What each parameter is that the experiment does not vary, as the table of results has it"
+    fixed = _fixed_values(experiment, profile)
+    for name, value in fixed.items():
+        fixed[name] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+    varied = _VARIED.get(experiment)
+    known = {k: v for k, v in _DEFAULTS.items() if k not in (varied, _PARAMETER_OF.get(varied))}
+    return known | {k: v for k, v in fixed.items() if k != "size"}
+
+
+def _name_sizes(results, experiment):
+    "Images that were loaded at another size than the experiment's are data of another name"
+    size = _fixed_values(experiment, "").get("size", 0)
+    other = results["size"].notna() & (results["size"] != size)
+    side = results["size"].where(results["size"] != 0, results.side)
+    named = results.data + ", " + side.map(lambda s: f"{s:.0f}×{s:.0f}")
+    return results.assign(data=results.data.where(~other, named))
+
+
 def select_runs(
     results,  # DataFrame from `measured`
     experiment: str,  # "table_1", "figure_5", …
     methods=None,  # list of methods; None: the paper's
 ):  # DataFrame
     "Select the runs that differ from the defaults in nothing but what the experiment varies"
-    notebook, varied = notebook_of(experiment), _VARIED.get(experiment)
+    notebook = notebook_of(experiment)
     results = results[results.notebook == notebook]
-    if notebook != "classify":
-        return results
-    for name, default in _DEFAULTS.items():
-        if name not in (varied, _PARAMETER_OF.get(varied)):
-            results = results[results[name] == default]
-    if experiment == "table_1":
-        return results  # open to methods that the paper has not
+    for profile in set(results.profile):
+        for name, value in _expected(experiment, profile).items():
+            asked = results[name]
+            fits = (asked == value) | asked.isna() | (asked.astype(str) == "")
+            results = results[fits | (results.profile != profile)]
+    results = _name_sizes(results, experiment)
+    if experiment == "table_1" or notebook != "classify":
+        return results  # table_1 is open to methods that the paper has not
     if experiment == "figure_5":
         results = results[results.method.isin(["HydraMix", "Baseline"])].copy()
         results.loc[results.method == "Baseline", ["p_gen", "method"]] = [0.0, "HydraMix"]
@@ -267,13 +288,18 @@ _COUNTERPARTS = {
 }  # our data → the paper's
 
 
+def _counterpart(data):
+    "The paper's data set that ours stands for; None where there is none"
+    return _COUNTERPARTS.get(re.sub(r", \d+×\d+$", "", data))
+
+
 def _ours(results, experiment, metric):
     "Mean, standard deviation and number of seeds of each cell"
     varied = _VARIED.get(experiment)
     keys = ["data", "samples_per_class", "method"] + ([varied] if varied else [])
     groups = results.astype({metric: float}).groupby(keys, as_index=False)[metric]
     cells = groups.agg(mean="mean", std="std", n="count")
-    cells["paper_data"] = cells.data.map(_COUNTERPARTS)
+    cells["paper_data"] = cells.data.map(_counterpart)
     if varied == "generator_data":
         cells["generator_shown"] = cells.generator_data
         cells["generator_data"] = cells.generator_data.map(_COUNTERPARTS)

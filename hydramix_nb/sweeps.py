@@ -7,6 +7,7 @@ __all__ = ['find_notebook', 'plan', 'describe_failure', 'summary', 'sweep']
 
 # %% ../nbs/62_sweeps.ipynb #e60bb581
 import contextlib
+import csv
 import json
 import os
 import re
@@ -152,13 +153,14 @@ def _estimate(
     tasks,  # runs to do
     measured,  # results of finished runs
     device=None,  # kind of device on which they were measured; None: any
+    elsewhere: bool = False,  # whether their generators are on another machine
 ):  # seconds of computing, one run after the other; None where nothing like it was measured
     "Forecast what runs will take by those that are done"
     measured = [r for r in measured if "parameters" in r and device in (None, r.get("device"))]
     seconds = [_mean_seconds(task.parameters, measured, "seconds") for task in tasks]
     if None in seconds:
         return None
-    trained = {_generator_key(r["parameters"]) for r in measured}
+    trained = set() if elsewhere else {_generator_key(r["parameters"]) for r in measured}
     missing = {_generator_key(t.parameters): t.parameters for t in tasks}
     for key, parameters in missing.items():
         if key and key not in trained:
@@ -171,6 +173,29 @@ def _duration(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+# %% ../nbs/62_sweeps.ipynb #c0577ed2
+def _committed():
+    "results/results.csv here or of this checkout; None where there is none"
+    checkout = Path(hydramix_nb.__file__).resolve().parent.parent
+    for path in (Path("results/results.csv"), checkout / "results/results.csv"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _committed_results(experiment):
+    "The committed results of an experiment, as far as a forecast needs them"
+    path, found = _committed(), []
+    if path is None:
+        return found
+    with open(path, newline="", encoding="utf-8") as f:
+        rows = [row for row in csv.DictReader(f) if row.get("notebook") == experiment]
+    for row in rows:
+        row["samples_per_class"] = int(row["samples_per_class"])
+        times = {name: float(row[name] or 0) for name in ("seconds", "generator_seconds")}
+        found.append(dict(times, parameters=row, device=row["device"]))
+    return found
 
 # %% ../nbs/62_sweeps.ipynb #37b81cdd
 def describe_failure(
@@ -191,17 +216,23 @@ def _at_once(workers, left):
 # %% ../nbs/62_sweeps.ipynb #8caa924a
 def _cost(tasks, workers, device):
     "What runs will cost, in a line"
-    measured = _results_in(tasks[0].out, tasks[0].experiment)
-    measured = [r for r in measured if device in (None, r.get("device"))]
-    seconds = _estimate(tasks, measured)
+    out, experiment = tasks[0].out, tasks[0].experiment
     where = f" on {device}" if device else ""
+    measured = [r for r in _results_in(out, experiment) if device in (None, r.get("device"))]
+    seconds, source = _estimate(tasks, measured), f"from {len(measured)} finished runs"
+    if seconds is None:
+        measured = _committed_results(experiment)
+        seconds = _estimate(tasks, measured, elsewhere=True)
+        machines = ", ".join(sorted({r["device"] for r in measured}))
+        source = f"a guess from {len(measured)} committed results of {machines}; none like these"
+        source += f" was measured{where} yet"
     if seconds is None:
         return f"cost: not known, no run like these has been measured{where} yet"
-    line = f"cost: about {_duration(seconds)} of computing{where}"
+    line = f"cost: about {_duration(seconds)} of computing"
     n = _at_once(workers, len(tasks))
     if n > 1:
         line += f", {_duration(seconds / n)} with {n} at a time"
-    return f"{line} (from {len(measured)} finished runs)"
+    return f"{line} ({source})"
 
 # %% ../nbs/62_sweeps.ipynb #d92e6f3b
 def summary(

@@ -92,6 +92,18 @@ def notebook_of(
     "Name the notebook that is one run of the experiment"
     return _NOTEBOOKS.get(check_choice(experiment, list(EXPERIMENTS), "experiment"), "classify")
 
+# %% ../nbs/64_tables.ipynb #c1d80e46
+_STEPS_OF_TABLE_3 = dict(
+    generator_settings=dict(steps=156_400), classifier_settings=dict(steps=1_000_000)
+)
+
+
+def _fixed_values(experiment, profile):
+    "Parameters that an experiment sets otherwise than its notebook, alike in all its runs"
+    if experiment != "table_3":
+        return {}
+    return dict(size=64) | (_STEPS_OF_TABLE_3 if profile == "paper" else {})
+
 # %% ../nbs/64_tables.ipynb #3fb5b764
 _RANGES = dict(p_gen=(0, 1), segment_noise=(0, 1), samples_per_class=(1, 10**6), n_images=(1, 100))
 
@@ -155,7 +167,7 @@ def _usual_name(parameters):
 # %% ../nbs/64_tables.ipynb #6921da19
 def _axes(experiment, given):
     "The list of values of each parameter, in the order of the loops"
-    known = EXPERIMENTS[experiment]
+    known = EXPERIMENTS[experiment] | _fixed_values(experiment, given["profile"])
     given = {name: value for name, value in given.items() if value is not None}
     if "dataset" in given and "generator_dataset" in known:
         given.setdefault("generator_dataset", given["dataset"])
@@ -239,10 +251,9 @@ _GRID_HELP = dict(
     profile="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its "
     "figures mean nothing); default small",
     datasets="photos, toys, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH; "
-    "a relative PATH is looked for here and in the data root; default: the paper's",
-    samples_per_class="training images of each class; default: the paper's",
-    methods="names as in the paper's tables: Baseline, MixUp, ChimeraMix+Seg, HydraMix, …; "
-    "default: the paper's",
+    "a relative PATH is looked for here and in the data root",
+    samples_per_class="training images of each class",
+    methods="names as in the paper's tables: Baseline, MixUp, ChimeraMix+Seg, HydraMix, …",
     seeds="default 0,1,2,3,4",
 )
 _SWEEP_HELP = dict(
@@ -259,9 +270,31 @@ _SWEEP_HELP = dict(
 
 # %% ../nbs/64_tables.ipynb #6c18fe07
 _OF_GRID = ("dataset", "samples_per_class", "method", "seed", "profile", *PLACES)
+_LISTS = dict(datasets="dataset", samples_per_class="samples_per_class", methods="method")
 
 
-def _parser(known):
+def _default_text(experiment, name):
+    "What an option is where it is not given, in words; empty where its help says so already"
+    axis = _LISTS.get(name, name)
+    values = EXPERIMENTS.get(experiment, {}).get(axis)
+    if values is None:
+        values = _fixed_values(experiment, "").get(axis)
+    if values is None:
+        return "; default: the paper's" if name in _LISTS else ""
+    values = values if isinstance(values, list) else [values]
+    return "; default: " + ",".join(map(str, values))
+
+
+def _option_help(name, text, experiment):
+    "Help of an option; hidden where only other experiments vary it"
+    axes = [*EXPERIMENTS.get(experiment, {}), *_fixed_values(experiment, "")]
+    varied = {axis for known in EXPERIMENTS.values() for axis in known}
+    if experiment and name not in _LISTS and name in varied and name not in axes:
+        return argparse.SUPPRESS
+    return (text + _default_text(experiment, name)).replace("%", "%%")
+
+# %% ../nbs/64_tables.ipynb #6c18fe09
+def _parser(known, experiment=None):
     "The options of `hydramix_sweep`; `known` are the parameters of the notebooks"
     parser = argparse.ArgumentParser(
         "hydramix_sweep",
@@ -277,11 +310,12 @@ def _parser(known):
 
     defaults = dict(profile="small", seeds="0,1,2,3,4", out="runs", workers="0", device="auto")
     for name, text in _GRID_HELP.items():
-        option(name, metavar="A,B", default=defaults.get(name), help=text)
+        said = _option_help(name, text, experiment)
+        option(name, metavar="A,B", default=defaults.get(name), help=said)
     for name, (kind, _, text) in known.items():
         if name not in _OF_GRID:
             meta = "DICT" if kind == "dict" else "A,B"
-            option(name, metavar=meta, help=text.replace("%", "%%"))
+            option(name, metavar=meta, help=_option_help(name, text, experiment))
     for name, text in _SWEEP_HELP.items():
         if name in ("retry", "dry_run"):
             option(name, action="store_true", help=text)
@@ -333,7 +367,7 @@ def _check_places(options, runs):
         try:
             find_data(name, options["data_root"])
         except FileNotFoundError as e:
-            if ":" in name or not options["dry_run"]:
+            if not options["dry_run"] or (":" in name and options["datasets"]):
                 raise FileNotFoundError(f"--datasets {e}") from e
             print(f"not there yet: {e}")
 
@@ -362,12 +396,9 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
-def _notebooks_of(arguments):
-    "Notebooks whose parameters are options: that of the experiment; all where none is named"
-    for argument in arguments:
-        if argument in EXPERIMENTS:
-            return [notebook_of(argument)]
-    return [*_NOTEBOOKS.values(), "classify"]
+def _experiment_in(arguments):
+    "The experiment that the arguments name; None where they name none"
+    return next((argument for argument in arguments if argument in EXPERIMENTS), None)
 
 # %% ../nbs/64_tables.ipynb #2a8e6d90
 def main(
@@ -375,10 +406,11 @@ def main(
 ) -> int:  # exit status
     "Run the command `hydramix_sweep`"
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    known = {}
-    for name in _notebooks_of(arguments):
+    known, experiment = {}, _experiment_in(arguments)
+    notebooks = [notebook_of(experiment)] if experiment else [*_NOTEBOOKS.values(), "classify"]
+    for name in notebooks:
         known |= notebook_parameters(find_notebook(name))
-    parser = _parser(known)
+    parser = _parser(known, experiment)
     options = vars(parser.parse_args(arguments))
     try:
         tasks, settings = _read_options(options, known)

@@ -506,4 +506,5 @@ def test_help_helps():
     ):
         assert word in text, word
     one = command("table_1", "--help").stdout
-    assert "--p_gen" in one and "--detector_settings" in text and "--detector_settings" not in one
+    assert "--size" in one and "--p_gen" not in one and "default: 5,10,20,30,50,100" in one
+    assert "--detector_settings" in text and "--detector_settings" not in one
