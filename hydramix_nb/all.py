@@ -150,7 +150,7 @@ from hydramix_nb.cse import (
 from .cutouts import write_cutouts
 from .scenes import Scenes, n_shot, read_coco, scenes_folder, show_boxes, show_scenes
 from .scene_mixing import SceneMix, Squares, fit_generator, generator_profile
-from .detection import detector, load_detector
+from .detection import backbone_file, detector, load_detector
 from .crops import CropConfig, multi_crop
 from .selfsupervised import DINO_METHODS, backbone, linear_probe
 

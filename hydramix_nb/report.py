@@ -248,7 +248,7 @@ def missing(
     left = [run for run in wanted if run_id(run) not in there]
     if not left:
         return ""
-    given = [_option(k, v) for k, v in options.items() if v not in (None, [], "")]
+    given = [_option(k, v) for k, v in options.items() if v not in (None, [], "", [""])]
     command = " ".join([f"hydramix_sweep {experiment}", *given])
     many = f"{len(left)} of {len(wanted)} runs have not finished"
     return f"{many}. This does them:\n\n    {command}"

@@ -28,11 +28,14 @@ class _Pixels:
     def __init__(
         self,
         images: list,  # images, uint8 [3,H,W]
-        size: int,  # S, side of a window, pixels; the shorter side of an image becomes S + S/8
+        size: int,  # S, side of a window, pixels
         device,  # device of the pixels
+        short: int = None,  # shorter side that images are scaled to, pixels; None: S + S/8
     ):
-        self.size, self.device = size, torch.device(device)
-        short, scaled = size + size // 8, []
+        short, scaled = short or size + size // 8, []
+        if short < size:
+            raise ValueError(f"windows of {size} pixels do not fit into images of {short}")
+        self.size, self.short, self.device = size, short, torch.device(device)
         for image in images:
             h, w = image.shape[1:]
             to = [max(short, round(side * short / min(h, w))) for side in (h, w)]
@@ -69,15 +72,16 @@ class _Pixels:
 
 # %% ../nbs/52_scene_mixing.ipynb #52bb0001
 class Squares(_Pixels):
-    "Scenes resident at the generator's size: random windows of them, with their boxes"
+    "Scenes resident at one scale: random windows of them, with their boxes"
 
     def __init__(
         self,
         scenes: Scenes,  # the few scenes
         size: int,  # S, side of a window, pixels
         device="cpu",  # device of pixels and boxes
+        short: int = None,  # shorter side that scenes are scaled to, pixels; None: S + S/8
     ):
-        super().__init__([scenes.image(i) for i in range(len(scenes))], size, device)
+        super().__init__([scenes.image(i) for i in range(len(scenes))], size, device, short)
         scale = torch.stack([self.width, self.height], 1).cpu() / scenes.sizes.flip(1)
         self.scenes = scenes
         self.boxes = (scenes.boxes * scale.repeat(1, 2)[:, None]).to(self.device)
@@ -88,7 +92,9 @@ class Squares(_Pixels):
         return len(self.scenes)
 
     def digest(self):
-        return self.scenes.digest()
+        "Hex digest of the scenes, and the scale where it is not the usual one"
+        usual = self.short == self.size + self.size // 8
+        return self.scenes.digest() + ("" if usual else f" at {self.short}")
 
     def boxes_in(
         self,
@@ -292,7 +298,7 @@ def generator_profile(
     name: str = "paper",  # "paper", "small" (minutes on one core) or "tiny" (images mean nothing)
     **changes,  # fields of gan.Config to set otherwise
 ) -> gan.Config:
-    "The settings of a generator of scenes: as for STL-10, at 256 pixels"
+    "The settings of a generator of scenes: as for STL-10, on windows of 256 pixels"
     return gan.profile(name, 96, **{**_GENERATOR_PROFILES.get(name, {}), **changes})
 
 
@@ -331,18 +337,19 @@ class SceneMix:
     "Positions of first images in, new scenes with their boxes out"
 
     p_gen = 0.5
+    sizes = dict(paper=448, small=128, tiny=32)  # side of mixed scenes at each profile, pixels
 
     def __init__(
         self,
-        squares: Squares,  # the few scenes, at the size of the generator
+        squares: Squares,  # the few scenes, at the scale that the generator was trained at
         trained: gan.Trained = None,  # generator from `fit_generator`; None: mix pixels
         n_images: int = None,  # N; None: as trained, 4 without a generator
         min_visible: float = _MIN_VISIBLE,  # share of a box that has to be seen, 0…1
     ):
-        if trained and squares.size != trained.config.image_size:
+        if trained and squares.size % Generator.scale:
             raise ValueError(
-                f"scenes are at {squares.size} pixels, "
-                f"the generator was trained at {trained.config.image_size}"
+                f"windows of {squares.size} pixels: "
+                f"a generator takes a multiple of {Generator.scale}"
             )
         if not 0 < min_visible <= 1:
             raise ValueError(f"min_visible={min_visible}: above 0, up to 1")
@@ -363,7 +370,9 @@ class SceneMix:
         side = squares.size // Generator.scale if self.trained else squares.size
         mask = object_mask(boxes, area, squares.size, side, self.min_visible)
         mix = self.trained.generator if self.trained else Generator.mix
-        return mix(images, mask), *mixed_boxes(squares, index, windows, mask, self.min_visible)
+        parts = zip(images.split(4), mask.split(4), strict=True)  # large windows take memory
+        made = torch.cat([mix(*part) for part in parts])
+        return made, *mixed_boxes(squares, index, windows, mask, self.min_visible)
 
     def batch(self, first):
         "The same in lists, as torchvision's detectors take it: images in 0…1, targets"

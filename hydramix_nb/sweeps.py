@@ -56,22 +56,31 @@ def find_notebook(
     )
 
 # %% ../nbs/62_sweeps.ipynb #31d8b5f6
+_SETS = ("dataset", "generator_dataset", "backbone")  # parameters that name data
+
+
+def _find_named(name, root):
+    "Files that a parameter names: weights of a backbone, or a data set"
+    file = Path(name).expanduser()
+    return file if file.suffix == ".safetensors" else find_data(name, root)
+
+
 def _with_data(tasks):
     "The tasks with digests of their data sets, as far as these are here"
     out, digests = Path(tasks[0].out), {}
     kept = read_json(out / ".digests.json") or {}
     before = dict(kept)
-    names = [(t.parameters.get("dataset"), t.parameters.get("generator_dataset")) for t in tasks]
-    for name in {name for pair in names for name in pair if name}:
+    named = [[task.parameters.get(name) for name in _SETS] for task in tasks]
+    for name in {name for names in named for name in names if name}:
         with contextlib.suppress(FileNotFoundError):
-            if place := find_data(name, tasks[0].data_root or None):
+            if place := _find_named(name, tasks[0].data_root or None):
                 digests[name] = _content_digest(place, kept)
     if kept != before and out.is_dir():
         with contextlib.suppress(OSError):  # a folder that can be read only is no reason to stop
             write_json(out / ".digests.json", kept)
     return [
-        replace(task, data={name: digests[name] for name in pair if name in digests})
-        for task, pair in zip(tasks, names, strict=True)
+        replace(task, data={name: digests[name] for name in names if name in digests})
+        for task, names in zip(tasks, named, strict=True)
     ]
 
 # %% ../nbs/62_sweeps.ipynb #13548dff

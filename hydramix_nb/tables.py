@@ -73,7 +73,10 @@ EXPERIMENTS = dict(
         dataset=_DATA, samples_per_class=_SHOTS, method=["HydraMix"], n_images=[2, 3, 4, 5]
     ),
     table_8=dict(
-        dataset=["coco:coco"], samples_per_class=[1, 3], method=["Baseline", "Baseline+HydraMix"]
+        dataset=["coco:coco"],
+        samples_per_class=[1, 3],
+        method=["Baseline", "Baseline+crops", "Baseline+HydraMix"],
+        backbone=[""],
     ),
     table_9=dict(**_AT_5, generator_dataset=_DATA),
     figure_4=_AT_5 | dict(method=_TABLE_6),
@@ -232,8 +235,11 @@ def _read_option(option, text, kind):
             raise ValueError(f"--{option} {text!r}: {needed}") from e
     read = dict(int=int, float=float, bool=_read_bool).get(kind, str)
     try:
-        entries = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
-        return [read(v.strip() if isinstance(v, str) else v) for v in entries if v != ""]
+        if text.lstrip().startswith("["):
+            entries = json.loads(text)
+        else:
+            entries = [v for v in text.split(",") if v != ""]
+        return [read(v.strip() if isinstance(v, str) else v) for v in entries]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"--{option} {text!r}: a list of {kind} with commas is needed") from e
 
@@ -362,6 +368,9 @@ def _check_places(options, runs):
     if options["scheduler"]:
         return
     chosen_device(options["device"])
+    for file in {run.get("backbone", "") for run in runs} - {"", "imagenet"}:
+        if not Path(file).expanduser().is_file():
+            raise FileNotFoundError(f"--backbone {file}: there is no such file")
     names = [(run["dataset"], run.get("generator_dataset")) for run in runs]
     for name in dict.fromkeys(name for pair in names for name in pair if name):
         try:

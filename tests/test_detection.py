@@ -1,7 +1,6 @@
 "Detection: pycocotools as the judge, sets that do not fit, trainings that are broken off."
 
 import json
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ pytest.importorskip("pycocotools")
 from small_coco import COCO_TINY, make, needs_coco, perfect
 from test_scenes import GOOD
 
-from hydramix_nb import detection, scene_mixing
+from hydramix_nb import detection, scene_mixing, speed
 from hydramix_nb.detection import _coco_results, average_precision
 from hydramix_nb.files import write_tensors
 from hydramix_nb.scene_mixing import SceneMix, Squares, mixed_boxes, object_mask
@@ -107,15 +106,11 @@ def test_small_detectors_have_small_anchors():
         detection.detector(3, replace(TINY, network="vgg16"))
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_backbone_weights_come_from_a_local_file(tmp_path, suffix):
+def test_backbone_weights_come_from_a_local_file(tmp_path):
     from torchvision.models import resnet18
 
-    weights, path = resnet18(weights=None).state_dict(), tmp_path / f"resnet18{suffix}"
-    if suffix == ".pth":
-        torch.save(weights, path)
-    else:
-        write_tensors(path, weights, {})
+    weights, path = resnet18(weights=None).state_dict(), tmp_path / "resnet18.safetensors"
+    write_tensors(path, weights, {})
     model = detection.detector(3, TINY, path)
     assert torch.equal(model.backbone.body.layer3[0].conv1.weight, weights["layer3.0.conv1.weight"])
     trained = {
@@ -130,24 +125,52 @@ def test_backbone_weights_come_from_a_local_file(tmp_path, suffix):
         detection.detector(3, replace(TINY, network="resnet34"), path)
 
 
-class Trap:
-    def __reduce__(self):
-        return (os.system, ("echo opened",))
-
-
-def test_backbone_files_that_are_not_weights_are_named(tmp_path, capfd):
-    torch.save({"conv1.weight": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(ValueError, match="trap.pth holds no weights that can be read safely"):
-        detection.detector(3, TINY, tmp_path / "trap.pth")
-    assert "opened" not in capfd.readouterr().out
+def test_backbone_files_that_are_not_weights_are_named(tmp_path, monkeypatch):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "pickle.pth")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("torch.load was called"))
+    with pytest.raises(ValueError, match="pickle.pth is no safetensors file"):
+        detection.detector(3, TINY, tmp_path / "pickle.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"123")
     with pytest.raises(ValueError, match="cut.safetensors holds no weights"):
         detection.detector(3, TINY, tmp_path / "cut.safetensors")
-    torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="list.pth is no state dict"):
-        detection.detector(3, TINY, tmp_path / "list.pth")
     with pytest.raises(FileNotFoundError, match="nowhere.pth"):
         detection.detector(3, TINY, tmp_path / "nowhere.pth")
+
+
+def test_imagenet_weights_are_fetched_once_and_kept_as_safetensors(tmp_path, monkeypatch):
+    from torchvision.models import resnet18
+
+    weights, calls = resnet18(weights=None).state_dict(), []
+
+    def fetch(url, file, prefix, progress):
+        calls.append((url.rpartition("/")[2], prefix))
+        torch.save(weights, file)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setenv("HYDRAMIX_DATA", str(tmp_path))
+    for _ in range(2):
+        model = detection.detector(3, TINY, "imagenet")
+    assert calls == [("resnet18-f37072fd.pth", "f37072fd")]
+    assert torch.equal(model.backbone.body.conv1.weight, weights["conv1.weight"])
+    kept = [p.name for p in (tmp_path / "backbones").iterdir()]
+    assert kept == ["resnet18-f37072fd.safetensors"]
+    other = detection._settings(scenes_like(), TINY, None, None, "imagenet")
+    assert other != detection._settings(scenes_like(), TINY, None, None, None)
+
+
+def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
+    def fetch(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    with pytest.raises(ConnectionError, match="no route to host; put its weights as safetensors"):
+        detection.backbone_file("imagenet", "resnet18", tmp_path)
+    assert not list((tmp_path / "backbones").iterdir())
+
+
+def scenes_like():
+    "What `_settings` asks of scenes"
+    return type("Scenes", (), dict(digest=lambda self: "0"))()
 
 
 def test_a_training_that_was_broken_off_ends_where_it_would_have(cutouts, tmp_path, monkeypatch):
@@ -316,7 +339,7 @@ def test_the_detector_is_saved_before_it_is_judged(cutouts, tmp_path, monkeypatc
     model, _ = detection.load_detector(tmp_path / "detector.safetensors")
     monkeypatch.setattr(detection, "average_precision", judge)
     outcome = detection.fit(few, val, None, TINY, folder=tmp_path, progress=False)
-    assert outcome.precision == average_precision(val, detection.predict(model, val))
+    assert outcome.precision == average_precision(val, detection._predict(model, val))
     assert outcome.history[-1]["AP"] == outcome.precision["AP"]
 
 
@@ -328,8 +351,8 @@ def test_evaluations_along_the_way(cutouts):
 
 
 def test_more_images_than_memory_is_an_error_that_says_so(cutouts, monkeypatch):
-    monkeypatch.setattr(detection, "free_memory", lambda device: 1000)
-    with pytest.raises(ValueError, match="draw them with n_shot"):
+    monkeypatch.setattr(speed, "free_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match="keeping 12 scenes takes .* lower the number of shots"):
         detection.fit(*cutouts, config=TINY)
 
 

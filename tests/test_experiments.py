@@ -36,7 +36,9 @@ OTHERS = dict(
     table_6=dict(methods=["NMix", "HydraMix"]),
     figure_4=dict(methods=["NMix", "HydraMix"]),
     table_8=dict(
-        methods=["Baseline", "Baseline+HydraMix"], datasets=["cutouts"], samples_per_class=[1]
+        methods=["Baseline", "Baseline+crops", "Baseline+HydraMix"],
+        datasets=["cutouts"],
+        samples_per_class=[1],
     ),
 )
 RUNS = dict(
