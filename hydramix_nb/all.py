@@ -34,6 +34,7 @@ from hydramix_nb import (
     mixer,
     mixing,
     own_images,
+    policies,
     published,
     report,
     results,
@@ -103,6 +104,7 @@ from hydramix_nb.losses import (
 from .trained_generator import Trained, composition_rows, pretrained
 from .gan import discriminator_loss, fit_once, generator_loss
 from .mixer import Mixer
+from .policies import POLICIES, Policy
 from hydramix_nb.mixing import (
     ChimeraMix,
     GridMix,
@@ -118,15 +120,7 @@ from .image_folders import claim_folder, folder_name, generate
 from .classifier import Method, evaluate, network, paired_gain
 
 # %% ../nbs/90_all.ipynb #2633c41c
-from hydramix_nb.augmentations import (
-    Chain,
-    CutMix,
-    Cutout,
-    POLICIES,
-    Policy,
-    RandomErasing,
-    cosine_loss,
-)
+from .augmentations import Chain, CutMix, Cutout, RandomErasing, cosine_loss
 from .scattering import Scattering
 from .glico import GLICO, fit_latents
 from .supermix import SuperMix

@@ -12,20 +12,13 @@ from functools import partial
 
 # %% ../nbs/38_baselines.ipynb #ae03e095
 from . import classifier
-from hydramix_nb.augmentations import (
-    POLICIES,
-    Chain,
-    CutMix,
-    Cutout,
-    Policy,
-    RandomErasing,
-    cosine_loss,
-)
+from .augmentations import Chain, CutMix, Cutout, RandomErasing, cosine_loss
 from .classifier import Method
 from .data import ImageSet
 from .diffusemix import DiffuseMix
 from .glico import GLICO, fit_latents
 from .mixing import ChimeraMix, GridMix, HydraMix, MixUp, MixUpN, NMix, SegMix
+from .policies import POLICIES, Policy
 from .scattering import Scattering
 from .supermix import SuperMix, supermix
 
@@ -66,7 +59,7 @@ def _policy(
     "Builder of a method that is an automatic augmentation"
 
     def build(train, trained=None) -> Method:
-        return Method(transform=Policy(name, train.images.shape[-1]))
+        return Method(policy=Policy(name, train.images.shape[-1]))
 
     return build
 
@@ -175,6 +168,11 @@ def _settings_of(
     return names - {"train", "trained", "images", "targets"}
 
 
+def _makes_images(mixer):
+    "Whether a mixer replaces images by its own, which no policy of real images reaches"
+    return mixer is not None and not classifier.mixes_labels(mixer)
+
+
 def _check_choices(name, profile, auto_augment):
     "ValueError if a method, profile or policy does not exist, or two policies meet"
     for what, value, known in (
@@ -196,7 +194,7 @@ def build(
     train: ImageSet,  # the few images
     *,
     trained=None,  # trained generator, for the methods in GENERATORS
-    auto_augment: str = "none",  # policy on every image: "none", "AutoAugment", "TrivialAugment"
+    auto_augment: str = "none",  # policy of every source image: one of POLICIES
     profile: str = "paper",  # size of the trainings that GLICO and SuperMix do
     p_gen: float | None = None,  # share of generated batches, 0…1; None: the method's own
     seed: int = 0,  # seed of those trainings
@@ -206,20 +204,24 @@ def build(
 ) -> Method:  # for classifier.fit
     "Build a method of the tables by its name. ValueError for unknown names and settings"
     _check_choices(name, profile, auto_augment)
-    known = _settings_of(METHODS[name])
+    known, policy = _settings_of(METHODS[name]), None
+    if auto_augment != "none":
+        policy = Policy(auto_augment, train.images.shape[-1])
     common = dict(profile=profile, seed=seed, cache=cache, progress=progress)
     if known is not None:
         if wrong := sorted(set(settings) - known):
             own = ", ".join(sorted(known - set(common))) or "none"
             raise ValueError(f"{name} has no setting {wrong[0]!r}; it takes {own}")
+        common |= dict(policy=policy) if policy else {}
         common = {k: v for k, v in common.items() if k in known}
     method = METHODS[name](train, trained, **common, **settings)
     if p_gen is not None:
         if method.mixer is None:
             raise ValueError(f"p_gen={p_gen}: {name} generates nothing")
         method = replace(method, p_gen=p_gen)
-    if auto_augment == "none":
+    if policy is None:
         return method
-    policy = Policy(auto_augment, train.images.shape[-1])
-    chain = Chain((policy, method.transform)) if method.transform else policy
-    return replace(method, transform=chain)
+    if _makes_images(method.mixer) and getattr(method.mixer, "policy", None) is None:
+        chain = Chain((policy, method.transform)) if method.transform else policy
+        return replace(method, transform=chain)
+    return replace(method, policy=policy)

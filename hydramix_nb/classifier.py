@@ -189,7 +189,8 @@ class Method:
 
     mixer: object = None  # replaces or mixes batches: augment(images, labels, p_gen) at every step
     p_gen: float | None = None  # share of generated batches, 0…1; None: the mixer's own
-    transform: object = None  # images float [B,C,H,W] in −1…1 → the same, before labels mix
+    policy: object = None  # change of real images float [B,C,H,W] in −1…1, before crop and flip
+    transform: object = None  # change of all images, after crop and flip and before labels mix
     loss: object = F.cross_entropy  # (outputs, targets) → scalar
     network: object = None  # (in_channels, n_classes) → module, instead of Config.network
 
@@ -260,6 +261,8 @@ def _batch(train, index, method, augment, generated=None):
     "Images and targets as the method wants them; `generated` is the mixer's coin, if flipped"
     images, labels, mixer = to_float(train.images[index]), train.labels[index], method.mixer
     transform = method.transform or (lambda images: images)
+    if method.policy is not None:
+        images = method.policy(images)
     if augment:
         images = crop_flip(images)
     if mixer is None:
@@ -281,7 +284,7 @@ def _recordable(method):
         and not _mixes_labels(mixer)
         and type(mixer).augment is Mixer.augment
     )
-    plain = method.transform is None and method.network is None
+    plain = (method.policy, method.transform, method.network) == (None, None, None)
     return known and plain and method.loss is F.cross_entropy
 
 

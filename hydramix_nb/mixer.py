@@ -89,7 +89,9 @@ class _Described:
     _derived = ("_range",)  # attributes that follow from others
 
     def __repr__(self):
-        settings = ", ".join(f"{name}={getattr(self, name)}" for name in self._settings)
+        settings = [f"{name}={getattr(self, name)}" for name in self._settings]
+        settings += [f"policy={self.policy}"] if self.policy else []
+        settings = ", ".join(settings)
         return f"{type(self).__name__}({settings}) of {self.train}; images in {self._range}"
 
     def _spec(self):
@@ -98,6 +100,10 @@ class _Described:
         settings = {name: getattr(self, name) for name in self._settings}
         if "config" in settings:
             settings["config"] = asdict(settings["config"])
+        if self.policy is not None:
+            if not hasattr(self.policy, "name"):
+                raise TypeError(f"{self.policy!r} cannot be saved: only a `policies.Policy` can")
+            settings["policy"] = self.policy.name
         return dict(name=type(self).__name__, settings=settings, mean=self.mean, std=self.std)
 
 # %% ../nbs/28_mixer.ipynb #069d3cdc
@@ -216,7 +222,7 @@ class _Batches(_Checks):
 class Mixer(_Kept, _Batches):
     "Labels in, images of those classes out. A subclass defines `mix(index)`, or `make(labels)`"
 
-    n_images, p_gen, trained = 2, 0.5, None
+    n_images, p_gen, trained, policy = 2, 0.5, None, None
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from .generator import Generator
 from .identity import describe
 from .masks import downsample
 from .mixer import Mixer, _like, _on
+from .policies import Policy
 from .speed import free_memory
 from .training import seeded
 
@@ -37,22 +38,26 @@ class PixelMix(Mixer):
         config: composing.Config | None = None,  # masks; None: the paper's for this size
         cache=None,  # folder for label maps
         *,
+        policy=None,  # change of every source image, see `policies.Policy`; None: none
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
         std=None,  # deviation of the loop's Normalize, number or [C]
     ):
         super().__init__(train, mean=mean, std=std)
         size = train.images.shape[-1]
         config = config or composing.for_size(size)
+        self.policy = policy
         self.config, self.n_images, self.size = config, config.n_images, size
         large = composing.resize(train.images, config.image_size)
         self.segments = downsample(composing.label_maps(large, config, cache)[0], size)
         self.n_segments = int(self.segments.max()) + 1
 
     def mix(self, index):
-        images, mask = composing.composition_inputs(
-            self.train.images, self.segments, index, self.config, self.size, self.n_segments
-        )
-        return (images * mask[:, :, None]).sum(1)
+        inputs = self.train.images, self.segments, index, self.config, self.size, self.n_segments
+        if self.policy is not None:
+            side = self.config.image_size
+            inputs = self.train.images, None, index, self.config, side, None, self.policy
+        images, mask = composing.composition_inputs(*inputs)
+        return composing.resize((images * mask[:, :, None]).sum(1), self.size)
 
 # %% ../nbs/30_mixing.ipynb #452ee6cb
 class GridMix(PixelMix):
@@ -65,10 +70,11 @@ class GridMix(PixelMix):
         train: ImageSet,  # the few images
         cells: int = 4,  # cells along a side
         cache=None,  # folder for label maps
+        policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
         config = composing.for_size(train.images.shape[-1], mixing="grid", n_images=2, cells=cells)
-        super().__init__(train, config, cache, **loop)
+        super().__init__(train, config, cache, policy=policy, **loop)
         self.cells = cells
 
 
@@ -81,10 +87,11 @@ class SegMix(PixelMix):
         self,
         train: ImageSet,  # the few images
         cache=None,  # folder for label maps
+        policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
         config = composing.for_size(train.images.shape[-1], mixing="segments", n_images=2)
-        super().__init__(train, config, cache, **loop)
+        super().__init__(train, config, cache, policy=policy, **loop)
 
 # %% ../nbs/30_mixing.ipynb #616d6009
 class NMix(PixelMix):
@@ -97,10 +104,11 @@ class NMix(PixelMix):
         train: ImageSet,  # the few images
         n_images: int = 4,  # N, images of a composition
         cache=None,  # folder for label maps
+        policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
         config = composing.for_size(train.images.shape[-1], n_images=n_images)
-        super().__init__(train, config, cache, **loop)
+        super().__init__(train, config, cache, policy=policy, **loop)
 
 # %% ../nbs/30_mixing.ipynb #07fd211d
 def _changed(config, **changes):
@@ -138,14 +146,20 @@ class _Compositions(Mixer):
             moments = torch.empty(n, 2 * self.images.shape[1], side, side, device=device)
         for start in range(0, n, 256):
             part = slice(start, start + 256)
-            images, segments = to_float(self.images[index[part]]), self.segments[index[part]]
-            if self.config.augment:
-                images, segments = crop_flip(images, segments)
+            images, segments = self._view(index[part])
             features[part] = self.generator.encode(images)
             maps[part] = downsample(segments, side)
             if self.match_colors:
                 moments[part] = composing.color_moments(images, Generator.scale)
         return features, maps, moments
+
+    def _view(self, index):
+        "Images [n] changed by the policy, cropped and flipped, and their label maps"
+        if self.policy is not None:
+            changed = self.train.images[index]
+            return composing.changed_sources(changed, self.policy, self.config)
+        images, segments = to_float(self.images[index]), self.segments[index]
+        return crop_flip(images, segments) if self.config.augment else (images, segments)
 
     def _mix_views(self, index):
         "A composition of random views of the images [B,N]"
@@ -159,9 +173,10 @@ class _Compositions(Mixer):
     def _mix_crops(self, index):
         "A composition of fresh crops of the images [B,N]"
         side = self.config.image_size // Generator.scale
-        images, mask = composing.composition_inputs(
-            self.images, self.segments, index, self.config, side, self.n_segments
-        )
+        inputs = self.images, self.segments, index, self.config, side, self.n_segments
+        if self.policy is not None:
+            inputs = self.train.images, None, index, self.config, side, None, self.policy
+        images, mask = composing.composition_inputs(*inputs)
         mixed = self.generator(images, mask)
         if self.match_colors:
             mixed = _match_colors(mixed, composing.color_moments(images, Generator.scale), mask)
@@ -184,6 +199,7 @@ class HydraMix(_Compositions):
         seed: int = 0,  # seed of the views, the mixer's own
         segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
         match_colors: bool = False,  # whether compositions get the colours of their images
+        policy=None,  # change of every source image, see `policies.Policy`; None: none
         cache=None,  # folder for label maps
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
         std=None,  # deviation of the loop's Normalize, number or [C]
@@ -193,7 +209,7 @@ class HydraMix(_Compositions):
         self.n_images, self.segment_noise = self.config.n_images, self.config.segment_noise
         _check_channels(trained, train)
         self.trained, self.size, self.views = trained, train.images.shape[-1], views
-        self.seed, self.match_colors = seed, match_colors
+        self.seed, self.match_colors, self.policy = seed, match_colors, policy
         self.generator = _on(trained.generator, train.device)
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
@@ -202,6 +218,8 @@ class HydraMix(_Compositions):
         if views is not None:
             with seeded(seed, train.device):
                 self.features, self.maps, self.moments = self._encode_views(views)
+            if policy is not None:
+                self.n_segments = int(self.maps.max()) + 1
 
     def mix(self, index):
         return self._mix_crops(index) if self.views is None else self._mix_views(index)
@@ -225,6 +243,7 @@ class ChimeraMix(HydraMix):
         seed: int = 0,  # seed of the views, the mixer's own
         segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
         match_colors: bool = False,  # whether compositions get the colours of their images
+        policy=None,  # change of every source image, see `policies.Policy`; None: none
         cache=None,  # folder for label maps
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
         std=None,  # deviation of the loop's Normalize, number or [C]
@@ -241,6 +260,7 @@ class ChimeraMix(HydraMix):
             seed=seed,
             segment_noise=segment_noise,
             match_colors=match_colors,
+            policy=policy,
             cache=cache,
             mean=mean,
             std=std,
@@ -393,6 +413,8 @@ def _put_together(spec, trained, train, cache):
     if "mixer" in spec:
         return kind(_put_together(spec["mixer"], trained, train, cache), **settings)
     settings |= dict(mean=spec["mean"], std=spec["std"])
+    if "policy" in settings:
+        settings["policy"] = Policy(settings["policy"], train.images.shape[-1])
     if "config" in settings:
         settings["config"] = composing.Config(**settings["config"])
     if issubclass(kind, (PixelMix, HydraMix)):

@@ -114,7 +114,7 @@ _RANGES = dict(p_gen=(0, 1), segment_noise=(0, 1), samples_per_class=(1, 10**6),
 def _check_run(p):
     "ValueError where a value of a classification run cannot be"
     from hydramix_nb import classifier, data, gan
-    from hydramix_nb.augmentations import POLICIES
+    from hydramix_nb.policies import POLICIES
     from hydramix_nb.baselines import METHODS
 
     check_choice(p["method"], list(METHODS), "method")

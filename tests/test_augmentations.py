@@ -2,8 +2,9 @@
 
 import torch
 
-from hydramix_nb.augmentations import CutMix, Cutout, Policy, RandomErasing
+from hydramix_nb.augmentations import CutMix, Cutout, RandomErasing
 from hydramix_nb.data import ImageSet
+from hydramix_nb.policies import Policy
 
 
 def test_random_erasing_leaves_alone_what_never_fits():

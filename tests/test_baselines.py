@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from hydramix_nb import classifier, gan
-from hydramix_nb.augmentations import Chain, Cutout, Policy
+from hydramix_nb.augmentations import Cutout
 from hydramix_nb.baselines import GENERATORS, METHODS, build
 from hydramix_nb.data import ImageSet
 from hydramix_nb.diffusemix import variant_path
 from hydramix_nb.files import write_png
+from hydramix_nb.policies import Policy
 
 TABLES = {
     1: [
@@ -122,28 +123,20 @@ def test_every_method_works_in_grey_and_under_a_policy(name, trained, edited):
     )
 
 
-def test_a_policy_comes_before_cutout_and_reaches_generated_images(trained):
+def test_a_policy_is_first_on_every_source_image(trained):
     method = build("Cutout", TRAIN, auto_augment="AutoAugment")
-    assert isinstance(method.transform, Chain) and [
-        type(part) for part in method.transform.parts
-    ] == [Policy, Cutout]
-    method = build(
-        "HydraMix",
-        TRAIN,
-        trained=trained["colour"]["HydraMix"],
-        auto_augment="TrivialAugment",
-        p_gen=1.0,
-    )
-    assert (
-        method.p_gen == 1
-        and method.transform.name == "TrivialAugment"
-        and not classifier._mixes_labels(method.mixer)
-    )
+    assert method.policy.name == "AutoAugment" and isinstance(method.transform, Cutout)
+    one = trained["colour"]
+    for name in ("HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid", "GridMix", "SegMix", "NMix"):
+        policy = dict(auto_augment="TrivialAugment")
+        method = build(name, TRAIN, trained=one.get(name), p_gen=1.0, **policy)
+        assert method.mixer.policy is method.policy and method.transform is None
+        assert method.policy.name == "TrivialAugment" and method.p_gen == 1
+    method = build("GLICO", TRAIN, profile="tiny", steps=1, progress=False, **policy)
+    assert method.transform.name == "TrivialAugment" and method.policy is None
     assert classifier._mixes_labels(build("CutMix", TRAIN).mixer)
-    assert (
-        Policy("AutoAugment", 64).transform.policy.name == "CIFAR10"
-        and Policy("AutoAugment", 96).transform.policy.name == "IMAGENET"
-    )
+    recipes = Policy("AutoAugment", 64).recipes, Policy("AutoAugment", 96).recipes
+    assert recipes == ("CIFAR10", "IMAGENET")
 
 
 def test_settings_reach_what_they_name(trained, tmp_path):
