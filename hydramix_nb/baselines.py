@@ -170,7 +170,7 @@ def _settings_of(
 
 def _makes_images(mixer):
     "Whether a mixer replaces images by its own, which no policy of real images reaches"
-    return mixer is not None and not classifier.mixes_labels(mixer)
+    return mixer is not None and not classifier._mixes_labels(mixer)
 
 
 def _check_choices(name, profile, auto_augment):
