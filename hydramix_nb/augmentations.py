@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/33_augmentations.ipynb #c3f71fd9
-from .data import ImageSet, crop_flip, to_float, to_uint8
+from .data import ImageSet, crop_flip, to_float
 from .mixer import _like
 from .mixing import MixUp
 
