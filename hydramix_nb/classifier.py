@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from scipy import stats
 
 # %% ../nbs/32_classifier.ipynb #938c36d5
 from . import training
@@ -442,5 +441,7 @@ def paired_gain(
     gain = np.asarray(ours, float) - np.asarray(theirs, float)
     if len(gain) < 2:
         return float(gain.mean()), math.nan, math.nan
+    from scipy import stats
+
     half = stats.t.ppf(0.5 + level / 2, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5
     return float(gain.mean()), float(gain.mean() - half), float(gain.mean() + half)

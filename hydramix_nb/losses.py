@@ -46,9 +46,12 @@ def _matrices(size, device, dtype):
         return blur[::2].to(device, dtype), 2 * blur[:, ::2].to(device, dtype)
 
 
-@torch.compiler.assume_constant_result
 def _down_up(size, device, dtype):
     return _matrices(size, device, dtype)
+
+
+# what torch.compiler.assume_constant_result does, without the 2.5 s of importing the compiler
+_down_up._dynamo_marked_constant = True
 
 # %% ../nbs/24_losses.ipynb #9abb80ca
 def _down(
