@@ -171,7 +171,7 @@ from .report import Table, as_list, experiment, table
 from .figures import bars, curves, save_figure
 
 # %% ../nbs/90_all.ipynb #d32df01d
-from .own_images import fit_square, read_folder, read_image, read_npz
+from .own_images import fit_square, read_dataset, read_folder, read_image, read_npz
 from .published import PUBLISHED, data_root, read_published
 from hydramix_nb.files import (
     atomic_write,
@@ -187,7 +187,6 @@ from hydramix_nb.files import (
 )
 from hydramix_nb.training import (
     CHECKPOINT,
-    Log,
     checkpoint_header,
     epoch_steps,
     from_profile,

@@ -27,6 +27,7 @@ from .mixing import MixUp
 from hydramix_nb.speed import (
     Graph,
     check_memory,
+    keep_freed_memory,
     saved_tensor_bytes,
     mixed_precision,
     optimizer_options,
@@ -342,6 +343,9 @@ class Training(_Batches):
             loss = self.method.loss(self._forward(images), targets)
         self.update("model", loss)
         return dict(loss=loss.detach())
+
+    def around(self):
+        return keep_freed_memory("freed memory kept" in self.speedups)
 
     def measure(self):
         self.judged = evaluate(self.model, self.test)

@@ -9,6 +9,9 @@ __all__ = ['DATASETS', 'photo', 'image_grid', 'show_images', 'to_float', 'to_uin
 # %% ../nbs/03_data.ipynb #1698742e
 import io
 import math
+import os
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 # %% ../nbs/03_data.ipynb #c3e0f001
 from . import toys
 from .files import tensor_digest
-from .own_images import fit_square, read_folder, read_image, read_npz
+from .own_images import fit_square, read_dataset, read_folder, read_image, read_npz
 from .published import PUBLISHED, data_root, read_published
 
 # %% ../nbs/03_data.ipynb #2de80b52
@@ -153,7 +156,7 @@ def _check_classes(labels, classes):
     "Raise unless class names are different texts and every label has one"
     if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
         raise TypeError("classes must be a list of str")
-    repeated = sorted({c for c in classes if list(classes).count(c) > 1})
+    repeated = sorted(name for name, count in Counter(classes).items() if count > 1)
     if repeated:
         names = ", ".join(map(repr, repeated))
         raise ValueError(f"class names must differ, but {names} occurs more than once")
@@ -418,6 +421,26 @@ _DRAWN = dict(  # sets that need no files: functions of split and size
 DATASETS = (*_DRAWN, *PUBLISHED, "folder:PATH", "npz:PATH")
 
 
+def _name_of_path(path):
+    "folder:PATH or npz:PATH, whichever lies there"
+    folder = Path(path).expanduser()
+    is_npz = folder.suffix == ".npz" or (folder / "train.npz").exists()
+    return f"{'npz' if is_npz else 'folder'}:{path}"
+
+
+def _check_name(name):
+    "ValueError for an unknown name; a warning where a folder of the same name is left alone"
+    here = _name_of_path(name) if name and Path(name).exists() else None
+    if name not in DATASETS and name.partition(":")[0] + ":PATH" not in DATASETS:
+        meant = f"; what lies at {name} is {here!r}" if here else ""
+        raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}{meant}")
+    if here:
+        warnings.warn(
+            f"{name!r} is the data set of that name, not the folder {name} here: that is {here!r}",
+            stacklevel=4,
+        )
+
+
 def _own_path(name, root):
     "Path of a folder:PATH or npz:PATH, from the working directory or from `root`"
     kind, _, path = name.partition(":")
@@ -441,17 +464,10 @@ def _own_images(name, split, root, size):
         raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/03_data.ipynb #c3e0f007
-def load_images(
-    name,  # one of `DATASETS`
-    split="train",  # "train" or "test"; "val" where there is one
-    root=None,  # folder that holds the data sets; None: `data_root`
-    download=False,  # whether a published set that is missing is fetched
-    size=None,  # side of the images, pixels; None: the data's own, see `read_folder`
-):  # `ImageSet` on the CPU
-    "A data set by its name; ValueError for an unknown one, FileNotFoundError for a missing one"
-    own = name.partition(":")[0] + ":PATH" in DATASETS
-    if name not in DATASETS and not own:
-        raise ValueError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
+def _load_named(name, split, root, download, size):
+    "The set of that name as it is, or at the size where that costs nothing"
+    _check_name(name)
+    own = name not in DATASETS
     if split not in ("train", "test", "val"):
         raise ValueError(f"split must be train, test or val, not {split!r}")
     if split == "val" and not own:
@@ -459,9 +475,26 @@ def load_images(
     if name in _DRAWN:
         return _DRAWN[name](split, size)
     if own:
-        data = _own_images(name, split, root, size)
+        return _own_images(name, split, root, size)
+    return ImageSet(*read_published(name, split, root, download))
+
+
+def load_images(
+    name,  # one of `DATASETS`, a Path, or a data set of torchvision's kind
+    split="train",  # "train" or "test"; "val" where there is one
+    root=None,  # folder that holds the data sets; None: `data_root`
+    download=False,  # whether a published set that is missing is fetched
+    size=None,  # side of the images, pixels; None: the data's own, see `read_folder`
+):  # `ImageSet` on the CPU
+    "A data set by its name; ValueError for an unknown one, FileNotFoundError for a missing one"
+    if isinstance(name, os.PathLike):
+        name = _name_of_path(name)
+    if isinstance(name, str):
+        data = _load_named(name, split, root, download, size)
+    elif hasattr(name, "images") and hasattr(name, "labels"):
+        data = name
     else:
-        data = ImageSet(*read_published(name, split, root, download))
-    if size is None:
+        data = ImageSet(*read_dataset(name, size))
+    if size is None or data.images.shape[-2:] == (size, size):
         return data
     return ImageSet(fit_square(data.images, size), data.labels, data.classes)

@@ -9,7 +9,10 @@ __all__ = ['Graph', 'set_lr', 'optimizer_options', 'keep_freed_memory', 'prepare
 # %% ../nbs/06_speed.ipynb #73911155
 import ctypes
 import math
+import os
 import sys
+import threading
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,21 +84,48 @@ def optimizer_options(
     return options
 
 # %% ../nbs/06_speed.ipynb #c7ffdf1c
-_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+_USUAL = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
+_KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
+_users, _users_lock = [], threading.Lock()
 
 
 @lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:  # whether the C library is glibc and accepted the settings
-    "Keep freed memory in the process: no page faults for short-lived tensors"
-    if not sys.platform.startswith("linux"):
-        return False
+def _glibc():
+    "The C library, if it is glibc and the environment does not set how it keeps memory"
+    chosen = [name for name in os.environ if name.startswith("MALLOC_")]
+    if not sys.platform.startswith("linux") or chosen or "GLIBC_TUNABLES" in os.environ:
+        return None
     try:
         libc = ctypes.CDLL(None)
-        if not hasattr(libc, "gnu_get_libc_version"):
-            return False
-        return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
     except OSError:
-        return False
+        return None
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
+
+
+def _set_malloc(settings):
+    return all([_glibc().mallopt(name, value) for name, value in settings.items()])
+
+
+@contextmanager
+def keep_freed_memory(
+    wanted: bool = True,  # False: nothing is changed
+):  # whether freed memory is kept
+    "Keep freed memory in the process for a block: no page faults for short-lived tensors"
+    if not wanted or _glibc() is None:
+        yield False
+        return
+    with _users_lock:
+        _users.append(threading.get_ident())
+        kept = _set_malloc(_KEPT)
+    try:
+        yield kept
+    finally:
+        with _users_lock:
+            _users.pop()
+            if not _users:  # the last of several trainings in one process
+                _set_malloc(_USUAL)
+                _glibc().malloc_trim(0)
 
 # %% ../nbs/06_speed.ipynb #d803caed
 def prepare(
@@ -104,7 +134,7 @@ def prepare(
     *,
     recorded: bool = True,  # whether the step can be a `Graph`, where there is a GPU
 ) -> list:  # names of the speedups that are on
-    "Prepare networks and process for a fast training, and name the speedups"
+    "Prepare networks for a fast training, and name the speedups"
     networks = list(networks)
     if fast is False:
         return []
@@ -116,7 +146,7 @@ def prepare(
         speedups += ["bfloat16", "channels last"]
         if recorded:
             speedups.append("recorded step")
-    if device == "cpu" and keep_freed_memory():
+    if device == "cpu" and _glibc() is not None:
         speedups.append("freed memory kept")
     if fast is True:
         speedups.append("compiled")

@@ -97,7 +97,7 @@ def test_same_seed_same_weights_and_the_callers_random_numbers_untouched(method)
 def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
     tmp_path, monkeypatch, stop, changes
 ):
-    config, call = tiny(**changes), training.Log.__call__
+    config, call = tiny(**changes), training._Log.__call__
     whole = fit(TRAIN, TEST, Noise(), config, progress=False)
 
     def stopping(log, terms, bar):
@@ -106,10 +106,10 @@ def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
         if log.training.done == stop:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(training.Log, "__call__", stopping)
+    monkeypatch.setattr(training._Log, "__call__", stopping)
     with pytest.raises(RuntimeError, match="power cut"):
         fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
-    monkeypatch.setattr(training.Log, "__call__", call)
+    monkeypatch.setattr(training._Log, "__call__", call)
     resumed = fit(TRAIN, TEST, Noise(), config, folder=tmp_path, progress=False)
     assert same(whole, resumed)
     assert whole.history == resumed.history
