@@ -301,6 +301,9 @@ class _Batches(training.Training):
     def inputs(self, index, generated=None):
         return _batch(self.train, index, self.method, self.config.augment, generated)
 
+    def around(self):
+        return keep_freed_memory("freed memory kept" in self.speedups)
+
 # %% ../nbs/32_classifier.ipynb #e63a0fc4
 class Training(_Batches):
     "A network, its SGD and a method; `step` is one SGD step"
@@ -343,9 +346,6 @@ class Training(_Batches):
             loss = self.method.loss(self._forward(images), targets)
         self.update("model", loss)
         return dict(loss=loss.detach())
-
-    def around(self):
-        return keep_freed_memory("freed memory kept" in self.speedups)
 
     def measure(self):
         self.judged = evaluate(self.model, self.test)

@@ -440,7 +440,7 @@ def _check_name(name):
             stacklevel=4,
         )
 
-
+# %% ../nbs/03_data.ipynb #4dce3917
 def _own_path(name, root):
     "Path of a folder:PATH or npz:PATH, from the working directory or from `root`"
     kind, _, path = name.partition(":")

@@ -23,6 +23,7 @@ from .generator import Generator
 from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
 from hydramix_nb.speed import (
     Graph,
+    keep_freed_memory,
     mixed_precision,
     n_chunks,
     optimizer_options,
@@ -144,6 +145,9 @@ class _Alternation(_Steps):
         "Initial rate times γ for every milestone passed"
         passed = sum(self.done >= m * self.steps for m in self.config.milestones)
         return self.config.lr * self.config.gamma**passed
+
+    def around(self):
+        return keep_freed_memory("freed memory kept" in self.speedups)
 
     def step(self):
         "One step of the generator and one of the discriminator on the same batch (3.5)"

@@ -47,7 +47,7 @@ def _as_rgb(im):
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
     return im.convert("RGB")
 
-
+# %% ../nbs/01_own_images.ipynb #a1c0f107
 def read_image(
     path,  # image file in any format that PIL reads; of an animation, the first frame
     size=None,  # side of the square to fit it to, pixels; None: the file's own size
@@ -107,7 +107,7 @@ def _listed_classes(path):
         raise ValueError(f"{note} does not name {', '.join(left)}: add the folder, or remove it")
     return pairs
 
-
+# %% ../nbs/01_own_images.ipynb #a1c0f114
 def _class_files(path):
     "Image files of each class folder: a dict from class name to list of files"
     listed = _listed_classes(path)
@@ -166,7 +166,7 @@ def _check_brightness(images, path):
             "store them as 0 and 255"
         )
 
-
+# %% ../nbs/01_own_images.ipynb #a1c0f117
 def read_folder(
     path,  # folder of class folders, or of train/ and val/ or test/ with class folders in them
     split="train",  # "train", "test" or "val"; test is val/ where there is no test/

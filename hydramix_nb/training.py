@@ -278,7 +278,7 @@ class _Board:
 
     def __init__(self, folder, step):
         self.folder, self.step, self.writer = folder, step, None
-        if folder is not None and _is_installed("tensorboard"):
+        if folder is not None and _has_tensorboard():
             self._attempt(self._open)
 
     def _open(self):
@@ -306,10 +306,10 @@ class _Board:
         if self.writer:
             self._attempt(self.writer.close)
 
-
-def _is_installed(package):
+# %% ../nbs/04_training.ipynb #41ccfe9c
+def _has_tensorboard():
     try:
-        return importlib.util.find_spec(package) is not None
+        return importlib.util.find_spec("tensorboard") is not None
     except (ImportError, ValueError):
         return False
 
