@@ -207,8 +207,11 @@ class Module:
             for i, line in enumerate(text.splitlines(), 1)
             if (m := re.match(r"# %% \S+ #(\S+)", line))
         ]
-        self.symbols, self.cells = {}, {}
+        self.symbols, self.cells, self.imported = {}, {}, {}
         for node in tree.body:
+            if isinstance(node, ast.ImportFrom):
+                place = (node.module or "").removeprefix("hydramix_nb.")
+                self.imported |= {alias.name: place for alias in node.names}
             name = (
                 getattr(node, "name", "")
                 or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", ""))
@@ -422,10 +425,21 @@ def escape(text, library, own=None, names=()):
     return "".join(pieces)
 
 
+def with_owners(signature, library, module):
+    "A signature in which a class that several modules have is named with the one it comes from"
+    for name, place in module.imported.items():
+        if name[0].isupper() and name in getattr(library.modules.get(place), "symbols", ()):
+            if len(library.owners[name]) > 1:
+                full = f"hydramix_nb.{place}.{name}"
+                signature = re.sub(rf"(?<![\w.]){name}(?![\w(.])", full, signature)
+    return signature
+
+
 def entry(symbol, library, module, fence="::::::"):
     "One symbol in the reference: signature, docstring, parameters, what is returned, members"
     names = {name.lstrip("*") for name, *_ in symbol.parameters}
-    lines = [f"{fence}{{py:{symbol.kind}}} {symbol.name}{symbol.signature}"]
+    signature = with_owners(symbol.signature, library, module)
+    lines = [f"{fence}{{py:{symbol.kind}}} {symbol.name}{signature}"]
     if getattr(symbol, "static", False):
         lines.append(":staticmethod:")
     if symbol.kind == "property" and symbol.returns[0]:

@@ -29,7 +29,7 @@ from hydramix_nb.runs import Lock
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 ALL = sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-WIDTHS = {"phone": (390, 844), "desk": (1300, 900)}
+WIDTHS = {"desk": (1300, 900), "phone": (390, 844)}
 pytestmark = pytest.mark.xdist_group("site")  # one process builds it and opens the browser
 code = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci/site.py")))
 
@@ -194,19 +194,14 @@ ready.then(() => {
 
 @pytest.fixture(scope="module")
 def looks(site, address, browser):
-    "What each page looked like, by width and name"
-    names, found = (
-        sorted(
-            str(path.relative_to(site))
-            for path in site.rglob("*.html")
-            if "_static" not in path.parts
-        ),
-        {},
-    )
-    for width, size in WIDTHS.items():
-        browser.size(*size)
-        for name in names:
-            browser.open(address + name)
+    "What each page looked like, by width and name: opened once, and looked at in both widths"
+    pages = (path for path in site.rglob("*.html") if "_static" not in path.parts)
+    found = {}
+    for name in sorted(str(path.relative_to(site)) for path in pages):
+        browser.size(*WIDTHS["desk"])
+        browser.open(address + name)
+        for width, size in WIDTHS.items():
+            browser.size(*size)
             look = browser.driver.execute_async_script(LOOK, size[0])
             found[width, name] = SimpleNamespace(
                 **look, limit=size[0], console=browser.errors(), requests=browser.requests()

@@ -23,6 +23,7 @@ myst_heading_anchors = 6
 # long signatures have a line for each parameter
 python_maximum_signature_line_length = 80
 add_module_names = False
+python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 
 # quotation marks stay as the notebooks have them: in the reference most are code
