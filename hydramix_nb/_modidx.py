@@ -132,6 +132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'hydramix_nb.composing.for_size': ('composing.html#for_size', 'hydramix_nb/composing.py'),
                                        'hydramix_nb.composing.label_maps': ('composing.html#label_maps', 'hydramix_nb/composing.py'),
                                        'hydramix_nb.composing.match_colors': ('composing.html#match_colors', 'hydramix_nb/composing.py'),
+                                       'hydramix_nb.composing.mixer_maps': ('composing.html#mixer_maps', 'hydramix_nb/composing.py'),
                                        'hydramix_nb.composing.mixing_mask': ('composing.html#mixing_mask', 'hydramix_nb/composing.py'),
                                        'hydramix_nb.composing.resize': ('composing.html#resize', 'hydramix_nb/composing.py')},
             'hydramix_nb.crops': { 'hydramix_nb.crops.CropConfig': ('crops.html#cropconfig', 'hydramix_nb/crops.py'),

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .data import show_images
+from .data import _random_on, show_images
 from .files import atomic_write, tensor_digest
 
 # %% ../nbs/10_masks.ipynb #63ceabda
@@ -45,8 +45,10 @@ def outline_segments(
 
 # %% ../nbs/10_masks.ipynb #3b18e476
 def _felzenszwalb(images, **how):
-    "Label maps int32 [n,H,W] of images [n,H,W,C], one after the other"
+    "Label maps int32 [n,H,W] of images uint8 [n,H,W,C], one after the other, colours in −1…1"
     from skimage.segmentation import felzenszwalb
+
+    images = (image / np.float32(127.5) - 1 for image in images)
 
     with warnings.catch_warnings():
         # scikit-image asks whether more than three channels are meant
@@ -62,6 +64,7 @@ warnings.simplefilter("ignore", RuntimeWarning)
 folder, worker, workers, how = sys.argv[1:]
 images = np.load(folder + "/images.npy", mmap_mode="r")
 share = np.array_split(images, int(workers))[int(worker)]
+share = (image / np.float32(127.5) - 1 for image in share)
 maps = [felzenszwalb(image, **json.loads(how)).astype(np.int32) for image in share]
 np.save(f"{folder}/{worker}.npy", np.stack(maps))
 """
@@ -92,7 +95,7 @@ def _cache_path(folder, images, **how):
     "File in `folder` for the label maps of these images under these parameters"
     import skimage
 
-    made_of = json.dumps([skimage.__version__, images.shape, how])
+    made_of = json.dumps([skimage.__version__, images.shape, how, "colours in -1...1"])
     digest = tensor_digest([torch.from_numpy(images)], made_of)[:32]
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder) / f"segments-{digest}.npz"
@@ -150,7 +153,7 @@ def _check_segmentation(images, scale, min_size, sigma, workers):
 # %% ../nbs/10_masks.ipynb #33a11844
 def segment(
     images,  # images, uint8 [n,C,H,W], tensor or array, any number of channels
-    scale=60,  # Felzenszwalb's k for colours 0…255; a larger one gives larger segments
+    scale=60,  # Felzenszwalb's k times 255 for colours −1…1; a larger one gives larger segments
     min_size=60,  # fewest pixels of a segment; smaller ones are merged into a neighbour
     workers=None,  # number of processes; None: one, or as many as pay for their start
     cache=None,  # folder that keeps label maps under a digest of images and parameters
@@ -275,13 +278,13 @@ def _check_maps(segments, n_segments, name, shapes="[B,N,h,w]"):
 # %% ../nbs/10_masks.ipynb #34363e23
 def hydra_mask(
     segments,  # label maps at feature resolution, integer [B,N,h,w], from 0
-    generator=None,  # torch.Generator on the segments' device; None: torch's own
+    generator=None,  # torch.Generator, on any device; None: torch's own
     n_segments=None,  # upper bound of label + 1; None: looked up, for which a GPU waits
 ):  # mixing mask, float32 [B,N,h,w], one-hot over N
     "HydraMix's mask (section 3.2): each segment of image i = 1…N goes to i with probability ½"
     K = _check_maps(segments, n_segments, "hydra_mask")
     B, N, h, w = segments.shape
-    coins = torch.rand(B, N, K, generator=generator, device=segments.device) < 0.5
+    coins = torch.rand(B, N, K, **_random_on(segments.device, generator)).to(segments.device) < 0.5
     bids = coins * torch.arange(N, dtype=torch.int32, device=segments.device)[:, None]
     owners = bids.gather(2, segments.flatten(2).long()).amax(1)  # later images over earlier ones
     return _owners_to_mask(owners.view(B, h, w), N)
@@ -298,21 +301,22 @@ def _ranks(maps, n_segments):
 
 def pair_mask(
     segments,  # label maps at feature resolution, integer [B,2,h,w], from 0
-    generator=None,  # torch.Generator on the segments' device; None: torch's own
+    generator=None,  # torch.Generator, on any device; None: torch's own
     n_segments=None,  # upper bound of label + 1; None: looked up, for which a GPU waits
 ):  # mixing mask, float32 [B,2,h,w], one-hot over the two images
-    "ChimeraMix+Seg: a random run of the second image's segments goes to it, the rest to the first"
+    "ChimeraMix+Seg: a run of the second image's segments goes to the first, the rest to the second"
     bound = _check_maps(segments, n_segments, "pair_mask")
     if segments.shape[1] != 2:
         raise ValueError(
             f"pair_mask mixes two images, got {segments.shape[1]}: hydra_mask mixes any number"
         )
-    rank, K = _ranks(segments[:, 1], bound)
-    u, v = torch.rand(2, len(segments), generator=generator, device=segments.device)
-    length = torch.where(K > 1, 1 + (u * (K - 1)).long(), (2 * u).long())
-    start = (v * (K - length + 1)).long()
-    run = (rank >= start[:, None, None]) & (rank < (start + length)[:, None, None])
-    return _owners_to_mask(run.long(), 2)
+    rank, n = _ranks(segments[:, 1], bound)
+    device = segments.device
+    p, q = torch.rand(2, len(segments), **_random_on(device, generator)).to(device)
+    start = (p * (n - 1).clamp(min=1)).long()
+    end = start + 1 + (q * (n - 1 - start).clamp(min=1)).long()
+    run = (rank >= start[:, None, None]) & (rank < end[:, None, None])
+    return _owners_to_mask((~run).long(), 2)
 
 # %% ../nbs/10_masks.ipynb #145293cb
 def grid_mask(
@@ -337,8 +341,9 @@ def grid_mask(
         )
     if device is None:
         device = "cpu" if generator is None else generator.device
-    grid = torch.randint(n_images, (batch, cells, cells), generator=generator, device=device)
-    shifts = torch.rand(2, batch, 1, generator=generator, device=device)
+    draw = _random_on(device, generator)
+    grid = torch.randint(n_images, (batch, cells, cells), **draw).to(device)
+    shifts = torch.rand(2, batch, 1, **draw).to(device)
 
     def cell(size, shift):
         room = size // cells
@@ -353,7 +358,7 @@ def grid_mask(
 def noisy_segments(
     segments,  # label maps, integer [n,H,W] or [B,N,h,w], from 0
     noise,  # probability 0…1 that a segment is replaced
-    generator=None,  # torch.Generator on the segments' device; None: torch's own
+    generator=None,  # torch.Generator, on any device; None: torch's own
     n_segments=None,  # upper bound of label + 1; None: looked up, for which a GPU waits
 ):  # label maps of the same shape, from 0, below 2·n_segments
     "Figure 8's noise: another image's map replaces each segment with probability `noise`"
@@ -366,9 +371,10 @@ def noisy_segments(
     n = len(maps)
     if n < 2:
         raise ValueError("noisy_segments takes the noise from another image and got only one")
-    other = torch.randint(n - 1, (n,), generator=generator, device=maps.device)
+    draw = _random_on(maps.device, generator)
+    other = torch.randint(n - 1, (n,), **draw).to(maps.device)
     other = other + (other >= torch.arange(n, device=maps.device))  # any but its own, evenly
-    coins = torch.rand(n, K, generator=generator, device=maps.device) < noise
+    coins = torch.rand(n, K, **draw).to(maps.device) < noise
     replaced = coins.gather(1, maps.flatten(1)).view(maps.shape)
     noisy, _ = _ranks(torch.where(replaced, K + maps[other], maps), 2 * K)
     fits = 2 * K <= torch.iinfo(segments.dtype).max

@@ -30,7 +30,7 @@ from .training import seeded
 class PixelMix(Mixer):
     "Pixels of N images put together under a mask, without a generator (4.6)"
 
-    _settings = ("config",)
+    _settings, _derived = ("config",), ("_range", "images")
 
     def __init__(
         self,
@@ -47,17 +47,17 @@ class PixelMix(Mixer):
         config = config or composing.for_size(size)
         self.policy = policy
         self.config, self.n_images, self.size = config, config.n_images, size
-        large = composing.resize(train.images, config.image_size)
-        self.segments = downsample(composing.label_maps(large, config, cache)[0], size)
-        self.n_segments = int(self.segments.max()) + 1
+        self.images = composing.resize(train.images, config.image_size)
+        self.segments, self.n_segments = composing.mixer_maps(train.images, config, cache)
 
     def mix(self, index):
-        inputs = self.train.images, self.segments, index, self.config, self.size, self.n_segments
+        side = self.config.image_size
+        inputs = self.images, self.segments, index, self.config, side, self.n_segments
         if self.policy is not None:
-            side = self.config.image_size
             inputs = self.train.images, None, index, self.config, side, None, self.policy
         images, mask = composing.composition_inputs(*inputs)
-        return composing.resize((images * mask[:, :, None]).sum(1), self.size)
+        mixed = (images * mask[:, :, None]).sum(1)
+        return composing.resize(mixed, self.size, self.config.reduce)
 
 # %% ../nbs/30_mixing.ipynb #452ee6cb
 class GridMix(PixelMix):
@@ -79,7 +79,7 @@ class GridMix(PixelMix):
 
 
 class SegMix(PixelMix):
-    "Two images, a run of the second's segments (ChimeraMix+Seg without its generator)"
+    "Two images, a run of the second's segments shows the first (ChimeraMix+Seg, no generator)"
 
     _settings = ()
 
@@ -168,7 +168,7 @@ class _Compositions(Mixer):
         mixed = self.generator.decode(self.generator.mix(self.features[index], mask))
         if self.match_colors:
             mixed = _match_colors(mixed, self.moments[index], mask)
-        return composing.resize(mixed, self.size)
+        return composing.resize(mixed, self.size, self.config.reduce)
 
     def _mix_crops(self, index):
         "A composition of fresh crops of the images [B,N]"
@@ -180,13 +180,21 @@ class _Compositions(Mixer):
         mixed = self.generator(images, mask)
         if self.match_colors:
             mixed = _match_colors(mixed, composing.color_moments(images, Generator.scale), mask)
-        return composing.resize(mixed, self.size)
+        return composing.resize(mixed, self.size, self.config.reduce)
 
 # %% ../nbs/30_mixing.ipynb #4d188346
 class HydraMix(_Compositions):
     "Features of N images of a class mixed by a trained generator: the paper's method"
 
-    _settings = ("n_images", "views", "segment_noise", "seed", "match_colors")
+    _settings = (
+        "n_images",
+        "views",
+        "segment_noise",
+        "reduce",
+        "segment_size",
+        "seed",
+        "match_colors",
+    )
     _derived = ("_range", "trained", "generator", "images", "features", "maps", "moments")
 
     def __init__(
@@ -198,6 +206,8 @@ class HydraMix(_Compositions):
         views: int | None = None,  # crops and flips of each image encoded once; None: always fresh
         seed: int = 0,  # seed of the views, the mixer's own
         segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
+        reduce: str | None = None,  # way back, "bilinear" or "area"; None: as trained
+        segment_size: int | None = None,  # side at which images are segmented; None: as trained
         match_colors: bool = False,  # whether compositions get the colours of their images
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         cache=None,  # folder for label maps
@@ -205,8 +215,11 @@ class HydraMix(_Compositions):
         std=None,  # deviation of the loop's Normalize, number or [C]
     ):
         super().__init__(train, mean=mean, std=std)
-        self.config = _changed(trained.config, n_images=n_images, segment_noise=segment_noise)
-        self.n_images, self.segment_noise = self.config.n_images, self.config.segment_noise
+        changes = dict(n_images=n_images, segment_noise=segment_noise)
+        changes |= dict(reduce=reduce, segment_size=segment_size)
+        self.config = _changed(trained.config, **changes)
+        for name in changes:
+            setattr(self, name, getattr(self.config, name))
         _check_channels(trained, train)
         self.trained, self.size, self.views = trained, train.images.shape[-1], views
         self.seed, self.match_colors, self.policy = seed, match_colors, policy
@@ -214,7 +227,7 @@ class HydraMix(_Compositions):
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
         self.images = composing.resize(train.images, self.config.image_size)
-        self.segments, self.n_segments = composing.label_maps(self.images, self.config, cache)
+        self.segments, self.n_segments = composing.mixer_maps(train.images, self.config, cache)
         if views is not None:
             with seeded(seed, train.device):
                 self.features, self.maps, self.moments = self._encode_views(views)
@@ -232,7 +245,7 @@ class HydraMix(_Compositions):
 class ChimeraMix(HydraMix):
     "The predecessor: two images, a generator trained with mixing='segments' or 'grid'"
 
-    _settings = ("views", "segment_noise", "seed", "match_colors")
+    _settings = ("views", "segment_noise", "reduce", "segment_size", "seed", "match_colors")
 
     def __init__(
         self,
@@ -242,6 +255,8 @@ class ChimeraMix(HydraMix):
         views: int | None = None,  # crops and flips of each image encoded once; None: always fresh
         seed: int = 0,  # seed of the views, the mixer's own
         segment_noise: float | None = None,  # q of Figure 8, 0…1; None: as trained
+        reduce: str | None = None,  # way back, "bilinear" or "area"; None: as trained
+        segment_size: int | None = None,  # side at which images are segmented; None: as trained
         match_colors: bool = False,  # whether compositions get the colours of their images
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         cache=None,  # folder for label maps
@@ -259,6 +274,8 @@ class ChimeraMix(HydraMix):
             views=views,
             seed=seed,
             segment_noise=segment_noise,
+            reduce=reduce,
+            segment_size=segment_size,
             match_colors=match_colors,
             policy=policy,
             cache=cache,

@@ -380,28 +380,30 @@ def test_pair_mask_is_a_run_of_whole_segments():
     segments = torch.cat([random_maps(200, 2, 8, 8, labels=k, number=k) for k in (1, 2, 3, 6, 12)])
     mask = pair_mask(segments, seed(0))
     assert one_hot(mask)
-    lengths = []
-    for s, m in zip(segments[:, 1], mask[:, 1], strict=True):
+    for s, m in zip(segments[:, 1], mask[:, 0], strict=True):
         present, inside = s.unique().tolist(), s[m == 1].unique().tolist()
         assert set(inside).isdisjoint(s[m == 0].unique().tolist())
         ranks = [present.index(label) for label in inside]
-        assert ranks == list(range(ranks[0], ranks[0] + len(ranks))) if ranks else len(present) == 1
-        if len(present) > 1:
-            assert 0 < len(ranks) < len(present)
-            lengths.append(len(ranks) / len(present))
-    assert abs(np.mean(lengths) - 0.5) < 0.03
-    assert abs(mask[:200, 1].mean() - 0.5) < 0.12
+        assert ranks == list(range(ranks[0], ranks[0] + len(ranks)))
+        assert len(present) == 1 or len(present) - 1 not in ranks
 
 
-def test_every_run_is_possible():
-    segments = torch.arange(4).repeat(4000, 2, 1).view(4000, 2, 1, 4)
-    runs, counts = pair_mask(segments, seed(0))[:, 1, 0].unique(dim=0, return_counts=True)
-    assert len(runs) == 4 + 3 + 2
-    by_length = {k: counts[runs.sum(1) == k] for k in (1, 2, 3)}
-    for each in by_length.values():
-        assert (
-            abs(int(each.sum()) - 4000 / 3) < 150 and (each - each.float().mean()).abs().max() < 100
-        )
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_runs_follow_the_rule_of_the_predecessors_code(n):
+    "Its words: l from 0…max(1,n−1)−1, u from l+1…max(l+2,n)−1; labels l…u−1 show image a, else b."
+    expected = {}
+    for l in range(0, max(1, n - 1)):
+        ends = range(l + 1, max(l + 2, n))
+        for u in ends:
+            takes_a = tuple(float(l <= label <= u - 1) for label in range(n))
+            expected[takes_a] = 1 / max(1, n - 1) / len(ends)
+    b = torch.arange(n).view(1, 1, n)
+    segments = torch.stack([torch.zeros_like(b), b], 1).expand(6000, 2, 1, n)
+    mask = pair_mask(segments, seed(n))
+    runs, counts = mask[:, 0, 0].unique(dim=0, return_counts=True)
+    assert {tuple(run) for run in runs.tolist()} == set(expected)
+    for run, count in zip(runs.tolist(), counts.tolist(), strict=True):
+        assert abs(count / 6000 - expected[tuple(run)]) < 0.03
 
 
 # grid_mask
