@@ -88,6 +88,7 @@ from hydramix_nb.composing import (
     for_size,
     label_maps,
     match_colors,
+    mixer_maps,
     mixing_mask,
     resize,
 )

@@ -18,6 +18,7 @@ from .masks import downsample, grid_mask, hydra_mask, noisy_segments, pair_mask,
 
 # %% ../nbs/12_composing.ipynb #611050a1
 _MIXINGS, _REDUCTIONS = ("hydra", "segments", "grid"), ("bilinear", "area")
+_MIXER_DEFAULTS = dict(reduce="bilinear", segment_size=None)  # no generator learns from these
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import shutil
 import socket
 import subprocess
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 # %% ../nbs/60_runs.ipynb #baa7eb1a
@@ -343,10 +343,11 @@ def shared_generator(
     fit=None,  # function (train, config, folder=…, progress=…) → gan.Trained; None: gan.fit
 ) -> tuple:  # gan.Trained on the images' device, seconds of training (0 if it was there)
     "Load the generator for these images and settings; train it first if no run has done so"
-    from hydramix_nb import gan
+    from hydramix_nb import composing, gan
 
+    learned_with = replace(config, **composing._MIXER_DEFAULTS)
     fit = fit or functools.partial(gan.fit, cache=Path(folder) / "segments")
-    place = Path(folder) / _digest(dict(config=asdict(config), data=train.digest()))
+    place = Path(folder) / _digest(dict(config=asdict(learned_with), data=train.digest()))
     file, seconds = place / "generator.safetensors", 0.0
 
     def say(holder):
@@ -355,5 +356,5 @@ def shared_generator(
     if not file.is_file():
         with Lock(place / ".lock", say=say):
             if not file.is_file():
-                seconds = _train_shared(train, config, place, fit, progress)
-    return gan.load(file, train.device), seconds
+                seconds = _train_shared(train, learned_with, place, fit, progress)
+    return replace(gan.load(file, train.device), config=config), seconds

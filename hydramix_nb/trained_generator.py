@@ -146,12 +146,19 @@ def load(
         )
     tensors, header = read_tensors(path, "generator", device)
     try:
-        config = Config(**json.loads(header["config"]))
+        settings = json.loads(header["config"])
+        config = Config(**settings)
     except (TypeError, ValueError) as e:
         raise ValueError(
             f"{path} was written by version {header['version']} with other settings ({e}); "
             f"this is version {__version__}"
         ) from e
+    missing = [name for name in composing._MIXER_DEFAULTS if name not in settings]
+    if missing:
+        raise ValueError(
+            f"{path} was trained by an older recipe, whose settings lack {', '.join(missing)}: "
+            "images were enlarged, segmented and chosen otherwise; train it again"
+        )
     generator = Generator(
         int(header["in_channels"]), config.features, config.encoder_blocks, config.decoder_blocks
     )

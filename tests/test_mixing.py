@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hydramix_nb import composing, gan, mixing
-from hydramix_nb.data import ImageSet, load_images
+from hydramix_nb.data import ImageSet, load_images, to_float
+from hydramix_nb.identity import describe
 from hydramix_nb.image_folders import generate
 from hydramix_nb.mixing import (
     ChimeraMix,
@@ -122,6 +123,71 @@ def test_generator_of_another_data_set():
     "Table 9: images of another size than the generator was trained on"
     train = noise(size=40)
     assert HydraMix(untrained(image_size=32), train)(torch.tensor([1])).shape == (1, 3, 40, 40)
+
+
+def test_way_back_and_segment_size_are_the_mixers_own():
+    train, trained, labels = noise(size=32), untrained(image_size=32), torch.tensor([0, 1, 1])
+    made = {}
+    for settings in (
+        {},
+        dict(reduce="area"),
+        dict(segment_size=16),
+        dict(reduce="area", segment_size=16),
+    ):
+        mixer = HydraMix(trained, train, **settings)
+        assert trained.config.reduce == "bilinear" and trained.config.segment_size is None
+        torch.manual_seed(0)
+        made[str(settings)] = mixer(labels), str(describe(mixer)), repr(mixer)
+    # the generator works at the images' size, so that the way back changes nothing here
+    assert torch.equal(made["{}"][0], made["{'reduce': 'area'}"][0])
+    assert not torch.equal(made["{}"][0], made["{'segment_size': 16}"][0])
+    for k in (1, 2):
+        assert len({of[k] for of in made.values()}) == 4
+    small = noise(size=16)
+    torch.manual_seed(0)
+    a = HydraMix(trained, small)(labels)
+    torch.manual_seed(0)
+    assert not torch.equal(a, HydraMix(trained, small, reduce="area")(labels))
+
+
+def test_settings_of_the_mixer_survive_its_file(tmp_path):
+    train = noise()
+    for mixer in (
+        HydraMix(untrained(), train, reduce="area", segment_size=8),
+        ChimeraMix(untrained(mixing="segments", n_images=2), train, segment_size=8),
+        PixelMix(train, composing.Config(reduce="area", segment_size=8, image_size=32)),
+    ):
+        again = mixing.load(mixer.save(tmp_path / "mixer.safetensors"), train)
+        assert repr(again) == repr(mixer) and again.config.segment_size == 8
+        torch.manual_seed(0)
+        a = mixer(torch.tensor([0, 1]))
+        torch.manual_seed(0)
+        assert torch.equal(a, again(torch.tensor([0, 1])))
+
+
+def test_pixels_go_through_the_generators_size():
+    "One image, not cropped, comes back as the round trip of `resize` and not as itself"
+    train = noise(size=16)
+    config = composing.Config(n_images=1, image_size=32, augment=False)
+    one = PixelMix(train[:1], config)(torch.tensor([0]))
+    images = train.images[:1]
+    there_and_back = composing.resize(to_float(composing.resize(images, 32)), 16)
+    assert torch.equal(one, there_and_back) and (one - to_float(images)).abs().max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["NMix", "SegMix", "GridMix", "MixUp", "HydraMix"])
+def test_augment_compiles_and_takes_a_second_batch_size(kind):
+    train = noise(size=32)
+    mixer = HydraMix(untrained(), train) if kind == "HydraMix" else getattr(mixing, kind)(train)
+    augment = torch.compile(mixer.augment)
+    for batch in (6, 4, 5):
+        x, y = torch.rand(batch, 3, 32, 32), torch.arange(batch) % 2
+        for p_gen in (1.0, 0.0):
+            made, targets = augment(x, y, p_gen)
+            assert made.shape == x.shape and len(targets) == batch and made.isfinite().all()
+            if p_gen == 0:
+                assert torch.equal(made, x)
 
 
 def test_the_trained_generator_is_left_alone():

@@ -508,3 +508,21 @@ def test_help_helps():
     one = command("table_1", "--help").stdout
     assert "--size" in one and "--p_gen" not in one and "default: 5,10,20,30,50,100" in one
     assert "--detector_settings" in text and "--detector_settings" not in one
+
+
+def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path):
+    from hydramix_nb import gan, runs
+    from hydramix_nb.data import load_images
+
+    train, trainings = load_images("photos").few_shot(2, 0), []
+
+    def fit(train, config, folder, progress):
+        trainings.append(config)
+        return gan.Trained(gan.Generator(features=config.features), config, train.classes)
+
+    for settings in (dict(), dict(reduce="area"), dict(segment_size=32)):
+        config = gan.profile("tiny", **settings)
+        trained, _ = runs.shared_generator(train, config, tmp_path, fit=fit)
+        assert trained.config == config
+    runs.shared_generator(train, gan.profile("tiny", seed=1), tmp_path, fit=fit)
+    assert trainings == [gan.profile("tiny"), gan.profile("tiny", seed=1)]
