@@ -83,12 +83,12 @@ from hydramix_nb.masks import (
     show_mask,
 )
 from hydramix_nb.composing import (
+    changed_sources,
     color_moments,
     composition_inputs,
     for_size,
     label_maps,
     match_colors,
-    mixer_maps,
     mixing_mask,
     resize,
 )

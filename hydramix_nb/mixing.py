@@ -48,7 +48,7 @@ class PixelMix(Mixer):
         self.policy = policy
         self.config, self.n_images, self.size = config, config.n_images, size
         self.images = composing.resize(train.images, config.image_size)
-        self.segments, self.n_segments = composing.mixer_maps(train.images, config, cache)
+        self.segments, self.n_segments = composing._mixer_maps(train.images, config, cache)
 
     def mix(self, index):
         side = self.config.image_size
@@ -227,7 +227,7 @@ class HydraMix(_Compositions):
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
         self.images = composing.resize(train.images, self.config.image_size)
-        self.segments, self.n_segments = composing.mixer_maps(train.images, self.config, cache)
+        self.segments, self.n_segments = composing._mixer_maps(train.images, self.config, cache)
         if views is not None:
             with seeded(seed, train.device):
                 self.features, self.maps, self.moments = self._encode_views(views)
