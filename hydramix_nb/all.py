@@ -35,6 +35,7 @@ from hydramix_nb import (
     mixing,
     own_images,
     policies,
+    photographs,
     published,
     report,
     results,
@@ -62,7 +63,6 @@ from hydramix_nb.data import (
     few_shot_indices,
     image_grid,
     load_images,
-    photo,
     photos,
     show_images,
     to_float,
@@ -173,6 +173,7 @@ from .figures import bars, curves, save_figure
 
 # %% ../nbs/90_all.ipynb #d32df01d
 from .own_images import fit_square, read_dataset, read_folder, read_image, read_npz
+from .photographs import photo
 from .published import PUBLISHED, data_root, read_published
 from hydramix_nb.files import (
     atomic_write,

@@ -372,3 +372,10 @@ def read_dataset(
         of = of.dataset  # torch's Subset has the set behind it
     names = getattr(of, "classes", range(max(labels, default=-1) + 1))
     return torch.stack(images), torch.tensor(labels), [str(name) for name in names]
+
+# %% ../nbs/01_own_images.ipynb #a1c0f135
+def _name_of_path(path):
+    "folder:PATH or npz:PATH, whichever lies there"
+    folder = Path(path).expanduser()
+    is_npz = folder.suffix == ".npz" or (folder / "train.npz").exists()
+    return f"{'npz' if is_npz else 'folder'}:{path}"
