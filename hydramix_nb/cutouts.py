@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 # %% ../nbs/50_cutouts.ipynb #49aa0005
-from .data import photo
+from .photographs import photo
 from .files import write_json, write_png
 
 # %% ../nbs/50_cutouts.ipynb #e259341a

@@ -21,7 +21,7 @@ import torch
 from . import toys
 from .files import tensor_digest
 from .own_images import fit_square, read_dataset, read_folder, read_npz, _name_of_path
-from .photographs import _PHOTOS, _photo_patches, photo
+from .photographs import _PHOTOS, _photo_patches
 from .published import PUBLISHED, data_root, read_published
 
 # %% ../nbs/03_data.ipynb #e493daab
