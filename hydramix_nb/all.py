@@ -17,6 +17,7 @@ from hydramix_nb import (
     cutouts,
     data,
     detection,
+    diff_augment,
     diffusemix,
     discriminator,
     editing,
@@ -94,15 +95,17 @@ from hydramix_nb.composing import (
 )
 from .generator import Generator, InstanceNorm, ResidualBlock, conv_block
 from .discriminator import Discriminator
+from .diff_augment import AUGMENTATIONS
 
 # %% ../nbs/90_all.ipynb #66ccd9bb
 from hydramix_nb.losses import (
+    ADVERSARIAL,
     adversarial_loss,
     laplacian_loss,
     laplacian_pyramid,
     reconstruction_loss,
 )
-from .trained_generator import Trained, composition_rows, pretrained
+from .trained_generator import Trained, composition_rows, game_over, pretrained
 from .gan import discriminator_loss, fit_once, generator_loss
 from .mixer import Mixer
 from .policies import POLICIES, Policy

@@ -10,6 +10,7 @@ from math import prod
 
 import torch
 import torch.nn as nn
+from torch.nn.utils import parametrizations
 
 # %% ../nbs/22_discriminator.ipynb #1de70749
 from .generator import InstanceNorm
@@ -34,6 +35,13 @@ def _patch_block(
         *([InstanceNorm()] if norm else []),
         nn.LeakyReLU(0.2, inplace=True),
     )
+
+
+def _normalise_spectrally(network):
+    "Divide the weights of every convolution by their largest singular value, at each call"
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            parametrizations.spectral_norm(layer)
 
 # %% ../nbs/22_discriminator.ipynb #0425c16d
 def _check_images(images, channels, smallest):
@@ -63,6 +71,8 @@ class Discriminator(nn.Module):
         in_channels: int = 3,  # C_in
         features: int = 64,  # features of the first block; each of the next three has twice as many
         strides: tuple = (1, 2, 2, 2),  # stride of each block, 1 or 2; the predecessor's are all 2
+        *,
+        spectral_norm: bool = False,  # spectrally normalised weights in place of instance norm
     ):
         super().__init__()
         if len(strides) != 4 or any(s not in (1, 2) for s in strides):
@@ -72,15 +82,25 @@ class Discriminator(nn.Module):
         self.in_channels, self.smallest = in_channels, max(16, 2 * prod(strides))
         blocks, channels = [], in_channels
         for i, stride in enumerate(strides):
-            blocks.append(_patch_block(channels, features * 2**i, stride, norm=i > 0))
+            norm = i > 0 and not spectral_norm
+            blocks.append(_patch_block(channels, features * 2**i, stride, norm))
             channels = features * 2**i
         self.blocks = nn.Sequential(*blocks)
         self.verdict = nn.Sequential(*_conv(channels, 1, 1, True), nn.Sigmoid())
+        if spectral_norm:
+            _normalise_spectrally(self)
+
+    def logits(
+        self,
+        images: torch.Tensor,  # images, float [B,C,H,W] in −1…1, from 16 pixels a side up
+    ) -> torch.Tensor:  # logits [B,1,h',w'], any size: 0 is undecided
+        "What the network says of all patches before the sigmoid makes verdicts of it"
+        _check_images(images, self.in_channels, self.smallest)
+        return self.verdict[:-1](self.blocks(images))
 
     def forward(
         self,
         images: torch.Tensor,  # images, float [B,C,H,W] in −1…1, from 16 pixels a side up
     ) -> torch.Tensor:  # verdicts [B,1,h',w'] in 0…1, h' = ⌊H / product of the strides⌋
         "Verdicts of all patches. ValueError or TypeError for images that do not fit"
-        _check_images(images, self.in_channels, self.smallest)
-        return self.verdict(self.blocks(images))
+        return self.verdict[-1](self.logits(images))

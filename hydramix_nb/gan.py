@@ -6,6 +6,8 @@
 __all__ = ['generator_loss', 'discriminator_loss', 'Training', 'fit_once', 'fit']
 
 # %% ../nbs/26_gan.ipynb #594d4233
+import copy
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from . import training
 from .composing import composition_inputs, label_maps, resize
 from .data import ImageSet, image_grid
+from .diff_augment import diff_augment
 from .discriminator import Discriminator
 from .fast_generator import make_fast
 from .files import tensor_digest
@@ -31,7 +34,14 @@ from hydramix_nb.speed import (
     saved_tensor_bytes,
     set_lr,
 )
-from .trained_generator import Config, Trained, composition_rows, load, profile
+from hydramix_nb.trained_generator import (
+    Config,
+    Trained,
+    composition_rows,
+    game_over,
+    load,
+    profile,
+)
 from .training import CHECKPOINT, checkpoint_header, epoch_steps, seeded, settings_text
 
 # %% ../nbs/26_gan.ipynb #26a00001
@@ -39,6 +49,14 @@ from .trained_generator import PROFILES as PROFILES
 from .trained_generator import pretrained as pretrained
 
 # %% ../nbs/26_gan.ipynb #ea67f930
+def _say(discriminator, images, config, parts=1):
+    "What the discriminator says of images: verdicts, or logits where the loss wants them"
+    images = diff_augment(images, config.diff_augment, parts)
+    if config.adversarial == "sigmoid":
+        return discriminator(images)
+    return discriminator.logits(images)
+
+
 def generator_loss(
     generator: Generator,  # Gen
     discriminator: Discriminator,  # Disc; its weights are not changed
@@ -56,7 +74,7 @@ def generator_loss(
         per=laplacian_loss(
             reconstructed[:, :2].flatten(0, 1), images[:, :2].flatten(0, 1), config.levels
         ),
-        disc=adversarial_loss(discriminator(mixed), True),
+        disc=adversarial_loss(_say(discriminator, mixed, config), True, config.adversarial, True),
     )
     return sum(getattr(config, f"alpha_{k}") * v for k, v in terms.items()), mixed, terms
 
@@ -65,10 +83,13 @@ def discriminator_loss(
     discriminator: Discriminator,  # Disc
     real: torch.Tensor,  # one of the N images of each sample, float [B,C,S,S] in −1…1
     mixed: torch.Tensor,  # compositions, detached, float [B,C,S,S] in −1…1
+    config: Config,  # adversarial, diff_augment
 ) -> torch.Tensor:  # loss, scalar
-    "Squared distance from 1 on photographs and from 0 on compositions, in one pass (3.5)"
-    on_real, on_mixed = discriminator(torch.cat([real, mixed])).chunk(2)
-    return (adversarial_loss(on_real, True) + adversarial_loss(on_mixed, False)) / 2
+    "Mean of the losses on images, which are real, and on compositions, in one pass (3.5)"
+    said = _say(discriminator, torch.cat([real, mixed]), config, parts=2)
+    on_real, on_mixed = said.chunk(2)
+    form = config.adversarial
+    return (adversarial_loss(on_real, True, form) + adversarial_loss(on_mixed, False, form)) / 2
 
 # %% ../nbs/26_gan.ipynb #cea0fa2b
 def _generator(channels, config):
@@ -76,7 +97,9 @@ def _generator(channels, config):
 
 
 def _discriminator(channels, config):
-    return Discriminator(channels, config.discriminator_features, config.strides)
+    return Discriminator(
+        channels, config.discriminator_features, config.strides, spectral_norm=config.spectral_norm
+    )
 
 
 def _step_bytes(
@@ -131,7 +154,7 @@ class _Steps(training.Training):
         for I, mixed in zip(images, compositions, strict=True):
             share = len(I) / self.config.batch_size
             with mixed_precision(self.speedups, self.device):
-                loss = self._discriminator_loss(self.discriminator, I[:, 0], mixed)
+                loss = self._discriminator_loss(self.discriminator, I[:, 0], mixed, self.config)
             (loss * share).backward()
             mean = mean + loss.detach() * share
         self.optimizers["discriminator"].step()
@@ -141,18 +164,29 @@ class _Steps(training.Training):
 class _Alternation(_Steps):
     "One step of the generator and one of the discriminator, in turn"
 
-    def lr(self):
+    average = None  # copy of the generator with the moving average of its weights, if there is one
+
+    def lr(
+        self,
+        name: str = "generator",  # name of the optimiser
+    ):
         "Initial rate times γ for every milestone passed"
         passed = sum(self.done >= m * self.steps for m in self.config.milestones)
-        return self.config.lr * self.config.gamma**passed
+        initial = self.config.lr
+        if name == "discriminator":
+            initial = self.config.discriminator_lr or initial
+        return initial * self.config.gamma**passed
 
     def around(self):
         return keep_freed_memory("freed memory kept" in self.speedups)
 
     def step(self):
         "One step of the generator and one of the discriminator on the same batch (3.5)"
-        for optimizer in self.optimizers.values():
-            set_lr(optimizer.param_groups[0], self.lr())
+        for name, optimizer in self.optimizers.items():
+            set_lr(optimizer.param_groups[0], self.lr(name))
+        if self.average is not None:
+            decay = min(self.config.ema, (1 + self.done) / (10 + self.done))
+            self.new_share.fill_(1 - decay)
         losses = self._both_steps(self.next_batch())
         self.done += 1
         return losses
@@ -162,8 +196,16 @@ class _Alternation(_Steps):
         images, mask = (x.chunk(self.chunks) for x in self.draw(self.batch(first)))
         self.discriminator.requires_grad_(False)
         terms, mixed = self._generator_step(images, mask)
+        self._move_average()
         self.discriminator.requires_grad_(True)
         return terms | self._discriminator_step(images, mixed)
+
+    @torch.no_grad()
+    def _move_average(self):
+        if self.average is not None:
+            pairs = zip(self.average.parameters(), self.generator.parameters(), strict=True)
+            for mean, new in pairs:
+                mean.lerp_(new, self.new_share)
 
 # %% ../nbs/26_gan.ipynb #69bc6124
 class _Compositions(_Alternation):
@@ -194,12 +236,54 @@ class _Compositions(_Alternation):
         labels = torch.arange(min(6, len(self.train.classes)), device=self.device)
         index = self.train.same_class(labels, self.config.n_images)
         inputs = self.draw(index, replace(self.config, augment=False))
-        rows = composition_rows(self.generator, *inputs)
+        generator = self.generator if self.average is None else self.average
+        rows = composition_rows(generator, *inputs)
         grid = image_grid(rows.flatten(0, 1), columns=rows.shape[1])
         return "compositions", torch.from_numpy(grid.copy()).permute(2, 0, 1)
 
+# %% ../nbs/26_gan.ipynb #26a00011
+class _Watched(_Compositions):
+    "How the game stands, seen on the same few compositions every time"
+
+    def measure(self):
+        figures = dict(lr=float(self.optimizers["generator"].param_groups[0]["lr"]))
+        with seeded(self.config.seed, self.device):
+            figures |= self._game()
+        history = [*self.history, dict(step=self.done, **figures)]
+        if game_over(history) and not game_over(self.history):
+            warnings.warn(
+                f"the discriminator has won: since step {game_over(history)} its verdicts are "
+                f"{figures['D_real']:.2f} on images and {figures['D_fake']:.2f} on compositions, "
+                "and the generator learns next to nothing from them; a way out: "
+                "gan.profile('alive'), or diff_augment and adversarial='hinge' (26_gan)",
+                stacklevel=2,
+            )
+        return figures
+
+    def _game(self):
+        "Mean verdicts, and the adversarial gradient as a share of the reconstruction's"
+        config, n = self.config, max(1, min(4, self.config.batch_size // self.chunks))
+        first = torch.linspace(0, len(self.train) - 1, n).long().to(self.device)
+        images, mask = self.draw(self.batch(first))
+        with torch.no_grad():
+            features = self.generator.encode(images)
+            mixed = self.generator.decode(self.generator.mix(features, mask))
+            error = self.generator.decode(features.flatten(0, 1)) - images.flatten(0, 1)
+        self.discriminator.eval()
+        both = torch.cat([images[:, 0], mixed.requires_grad_()])
+        real, fake = _say(self.discriminator, both, config, parts=2).chunk(2)
+        self.discriminator.train()
+        loss = config.alpha_disc * adversarial_loss(fake, True, config.adversarial, True)
+        (gradient,) = torch.autograd.grad(loss, mixed)
+        reconstruction = 2 * config.alpha_rec * error / error.numel()
+        verdicts = dict(D_real=real.mean(), D_fake=fake.mean())
+        if config.adversarial == "hinge":
+            verdicts = {name: (v + 1) / 2 for name, v in verdicts.items()}
+        verdicts["pull"] = gradient.norm() / reconstruction.norm().clamp(min=1e-12)
+        return {name: v.item() for name, v in verdicts.items()}
+
 # %% ../nbs/26_gan.ipynb #e72345b6
-class Training(_Compositions):
+class Training(_Watched):
     "Two networks, two optimisers, resident images; a call of `step` is a step of both networks"
 
     def __init__(
@@ -224,10 +308,14 @@ class Training(_Compositions):
                 make_fast(network)
         self.speedups = prepare(self.networks.values(), fast)
         for name, network in self.networks.items():
-            options = dict(betas=config.betas, weight_decay=config.weight_decay, lr=config.lr)
+            options = dict(betas=config.betas, weight_decay=config.weight_decay, lr=self.lr(name))
             if self.speedups:
-                options |= optimizer_options(self.device, config.lr, adam=True)
+                options |= optimizer_options(self.device, self.lr(name), adam=True)
             self.optimizers[name] = torch.optim.Adam(network.parameters(), **options)
+        if config.ema:
+            self.average = copy.deepcopy(self.generator).requires_grad_(False)
+            self.networks["average"] = self.average
+            self.new_share = torch.ones((), device=self.device)
         losses = generator_loss, discriminator_loss
         if "compiled" in self.speedups:
             losses = [torch.compile(loss) for loss in losses]
@@ -235,12 +323,10 @@ class Training(_Compositions):
         recorded = "recorded step" in self.speedups
         self._both_steps = Graph(self._alternate) if recorded else self._alternate
 
-    def measure(self):
-        return dict(lr=float(self.optimizers["generator"].param_groups[0]["lr"]))
-
     def trained(self):
-        "The generator as it is now"
-        return Trained(self.generator.eval(), self.config, list(self.train.classes), self.history)
+        "The generator as it is now, or the moving average of its weights"
+        generator = self.generator if self.average is None else self.average
+        return Trained(generator.eval(), self.config, list(self.train.classes), self.history)
 
     def finish(self, folder):
         self.trained().save(folder)
@@ -319,7 +405,8 @@ def fit(
     def make_training():
         state = Training(train, config, cache, fast=fast, chunks=chunks)
         if start is not None:
-            state.generator.load_state_dict(start.generator.state_dict())
+            for name in {"generator", "average"} & set(state.networks):
+                state.networks[name].load_state_dict(start.generator.state_dict())
         if progress:
             speedups = ", ".join(state.speedups) or "plain"
             in_chunks = f"; in {state.chunks} chunks" if state.chunks > 1 else ""
