@@ -401,6 +401,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hydramix_nb.gan._Alternation._alternate': ('gan.html#_alternation._alternate', 'hydramix_nb/gan.py'),
                                  'hydramix_nb.gan._Alternation._move_average': ( 'gan.html#_alternation._move_average',
                                                                                  'hydramix_nb/gan.py'),
+                                 'hydramix_nb.gan._Alternation._real': ('gan.html#_alternation._real', 'hydramix_nb/gan.py'),
                                  'hydramix_nb.gan._Alternation.lr': ('gan.html#_alternation.lr', 'hydramix_nb/gan.py'),
                                  'hydramix_nb.gan._Alternation.step': ('gan.html#_alternation.step', 'hydramix_nb/gan.py'),
                                  'hydramix_nb.gan._Compositions': ('gan.html#_compositions', 'hydramix_nb/gan.py'),

@@ -148,13 +148,13 @@ class _Steps(training.Training):
         self.optimizers["generator"].step()
         return means, compositions
 
-    def _discriminator_step(self, images, compositions):
+    def _discriminator_step(self, real, compositions):
         mean = 0
         self.optimizers["discriminator"].zero_grad(set_to_none=True)
-        for I, mixed in zip(images, compositions, strict=True):
-            share = len(I) / self.config.batch_size
+        for R, mixed in zip(real, compositions, strict=True):
+            share = len(R) / self.config.batch_size
             with mixed_precision(self.speedups, self.device):
-                loss = self._discriminator_loss(self.discriminator, I[:, 0], mixed, self.config)
+                loss = self._discriminator_loss(self.discriminator, R, mixed, self.config)
             (loss * share).backward()
             mean = mean + loss.detach() * share
         self.optimizers["discriminator"].step()
@@ -193,12 +193,21 @@ class _Alternation(_Steps):
 
     def _alternate(self, first):
         "Both steps, from the first image of each composition; nothing in it waits for a GPU"
-        images, mask = (x.chunk(self.chunks) for x in self.draw(self.batch(first)))
+        images, mask = self.draw(self.batch(first))
+        real = self._real(images).chunk(self.chunks)
+        images, mask = images.chunk(self.chunks), mask.chunk(self.chunks)
         self.discriminator.requires_grad_(False)
         terms, mixed = self._generator_step(images, mask)
         self._move_average()
         self.discriminator.requires_grad_(True)
-        return terms | self._discriminator_step(images, mixed)
+        return terms | self._discriminator_step(real, mixed)
+
+    @staticmethod
+    def _real(images):
+        "One of the N images of each composition, drawn at random, [B,C,S,S]"
+        batch, n = images.shape[:2]
+        which = torch.randint(n, (batch,), device=images.device)
+        return images[torch.arange(batch, device=images.device), which]
 
     @torch.no_grad()
     def _move_average(self):

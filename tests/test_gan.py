@@ -224,6 +224,9 @@ def test_tensorboard_where_installed(train, tmp_path):
         "disc",
         "discriminator",
         "lr",
+        "D_real",
+        "D_fake",
+        "pull",
     } and log.Tags()["images"] == ["compositions"]
     assert [e.step for e in log.Scalars("rec")] == [1, 2, 3]
 
@@ -243,6 +246,39 @@ gan.fit(train, replace(config, steps=2), folder=folder, progress=False)
     output, _ = run.communicate(timeout=900)
     assert run.returncode == 0 and "tensorboard" not in output.lower(), output
     assert not (tmp_path / "tensorboard").exists() and (tmp_path / "generator.safetensors").exists()
+
+
+# the game
+
+
+def test_a_lost_game_is_said_once(train, tmp_path, monkeypatch):
+    verdicts = dict(D_real=0.99, D_fake=0.01, pull=0.001)
+    monkeypatch.setattr(gan.Training, "_game", lambda self: verdicts)
+    config = replace(CONFIG, steps=14)
+    with pytest.warns(UserWarning, match="the discriminator has won: since step 1") as said:
+        trained = gan.fit(train, config, folder=tmp_path, progress=False)
+    assert len([w for w in said if "has won" in str(w.message)]) == 1
+    assert trained.game_over == gan.load(tmp_path).game_over == 1
+    assert files.read_header(tmp_path / "generator.safetensors", "generator")["game_over"] == "1"
+
+
+def test_watching_changes_nothing(train):
+    torch.manual_seed(0)
+    training = gan.Training(train, replace(CONFIG, spectral_norm=True, ema=0.9))
+    training.step()
+    before = {k: v.clone() for k, v in training.tensors().items()}
+    figures = training.measure()
+    assert figures["pull"] > 0 and 0 < figures["D_fake"] < 1
+    assert figures == training.measure()
+    same_state(before, training.tensors())
+
+
+def test_average_starts_from_the_given_weights(train):
+    first = gan.fit(train, replace(CONFIG, steps=1), progress=False)
+    config = replace(CONFIG, steps=1, ema=0.9, lr=1e-9)
+    second = gan.fit(train, config, start=first, progress=False).generator.state_dict()
+    for name, weight in first.generator.state_dict().items():
+        assert torch.allclose(weight, second[name], atol=1e-5)
 
 
 # images of other kinds
@@ -268,6 +304,9 @@ def test_channels(channels, tmp_path):
         dict(segment_noise=0.5),
         dict(augment=False),
         dict(encoder_blocks=0, decoder_blocks=0),
+        dict(adversarial="logits", discriminator_lr=1e-4),
+        dict(adversarial="hinge", diff_augment="color,translation,cutout", ema=0.9),
+        dict(adversarial="hinge", spectral_norm=True),
     ],
 )
 def test_settings(changes):
@@ -320,6 +359,10 @@ def test_refused_before_segmentation(monkeypatch):
         dict(steps=0),
         dict(decoder_blocks=-1),
         dict(cells=0),
+        dict(adversarial="wgan"),
+        dict(diff_augment="color,colour"),
+        dict(discriminator_lr=0),
+        dict(ema=1.0),
     ],
 )
 def test_settings_refused(changes):
