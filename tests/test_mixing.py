@@ -162,7 +162,7 @@ def test_settings_of_the_mixer_survive_its_file(tmp_path):
         torch.manual_seed(0)
         a = mixer(torch.tensor([0, 1]))
         torch.manual_seed(0)
-        assert torch.equal(a, again(torch.tensor([0, 1])))
+        assert torch.allclose(a, again(torch.tensor([0, 1])), atol=1e-4)  # fast convolutions
 
 
 def test_pixels_go_through_the_generators_size():
