@@ -9,6 +9,7 @@ __all__ = []
 from hydramix_nb import (
     augmentations,
     baselines,
+    chains,
     classifier,
     clip,
     composing,
@@ -25,6 +26,7 @@ from hydramix_nb import (
     fast_generator,
     figures,
     files,
+    finishing,
     gan,
     generator,
     glico,
@@ -34,6 +36,7 @@ from hydramix_nb import (
     masks,
     mixer,
     mixing,
+    networks,
     own_images,
     policies,
     photographs,
@@ -121,10 +124,13 @@ from hydramix_nb.mixing import (
     default_views,
 )
 from .image_folders import claim_folder, folder_name, generate
-from .classifier import Method, evaluate, network, paired_gain
+from .chains import Chain, Chance, OneOf, SmoothLabels
+from .networks import network
+from .classifier import Method, evaluate, paired_gain
 
 # %% ../nbs/90_all.ipynb #2633c41c
 from .augmentations import Chain, CutMix, Cutout, RandomErasing, cosine_loss
+from .finishing import Ensemble, Teacher, Views
 from .scattering import Scattering
 from .glico import GLICO, fit_latents
 from .supermix import SuperMix

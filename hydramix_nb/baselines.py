@@ -12,7 +12,8 @@ from functools import partial
 
 # %% ../nbs/38_baselines.ipynb #ae03e095
 from . import classifier
-from .augmentations import Chain, CutMix, Cutout, RandomErasing, cosine_loss
+from .augmentations import CutMix, Cutout, RandomErasing, cosine_loss
+from .chains import Chain
 from .classifier import Method
 from .data import ImageSet
 from .diffusemix import DiffuseMix
@@ -222,6 +223,6 @@ def build(
     if policy is None:
         return method
     if _makes_images(method.mixer) and getattr(method.mixer, "policy", None) is None:
-        chain = Chain((policy, method.transform)) if method.transform else policy
+        chain = Chain(policy, method.transform) if method.transform else policy
         return replace(method, transform=chain)
     return replace(method, policy=policy)

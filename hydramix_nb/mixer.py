@@ -213,10 +213,22 @@ class _Batches(_Checks):
         images: torch.Tensor,  # float [B,C,H,W] in the loop's range, of the training images' size
         labels: torch.Tensor,  # int64 [B]
         p_gen: float | None = None,  # share of batches that are replaced; None: the method's own
+        per_sample: bool = False,  # whether each image has a coin of its own, not the batch
     ) -> tuple:  # images, targets: labels, or float [B,classes] where labels mix
-        "Replace the whole batch by mixed images of the same labels with probability p_gen (4.1)"
+        "Replace the batch by mixed images of the same labels with probability p_gen (4.1)"
         self.check_batch(images, labels)
+        if per_sample:
+            return self._replace_some(images, labels, p_gen), labels
         return (_like(self(labels), images), labels) if self.flip_coin(p_gen) else (images, labels)
+
+    def _replace_some(self, images, labels, p_gen):
+        "Images of which each is replaced with probability p_gen; coins are flipped on the CPU"
+        coins = torch.rand(len(labels)) < (self.p_gen if p_gen is None else p_gen)
+        rows = coins.nonzero().flatten().to(images.device)
+        if len(rows) == 0:
+            return images
+        made = self(labels[rows.to(labels.device)]).to(images)
+        return _like(images.index_copy(0, rows, made), images)
 
 # %% ../nbs/28_mixer.ipynb #b8dbe186
 class Mixer(_Kept, _Batches):

@@ -345,7 +345,7 @@ class Pool(Mixer):
 class MixUp(Mixer):
     "λ·a + (1−λ)·b with λ ~ Beta(α, α): of classes and labels in a batch, or within a class"
 
-    p_gen, _settings = 1.0, ("alpha",)
+    p_gen, mixes_labels, _settings = 1.0, True, ("alpha",)
 
     def __init__(
         self,

@@ -190,23 +190,13 @@ def _recipes(
     bins = [[step[2] or 0 for step in row] for row in rows]
     return torch.tensor(operations), torch.tensor(probabilities), torch.tensor(bins)
 
-# %% ../nbs/29_policies.ipynb #1d8ed436
+# %% ../nbs/29_policies.ipynb #9c2798b0
 POLICIES = ("none", "AutoAugment", "TrivialAugment")
 _KNOWN = ("AutoAugment", "TrivialAugment", "AutoAugment ImageNet", "RandAugment")
 
 
-class Policy:
-    "AutoAugment (Cubuk et al. 2019), TrivialAugmentWide (Müller & Hutter 2021) and two others"
-
-    def __init__(
-        self,
-        name: str,  # "AutoAugment", "TrivialAugment", "AutoAugment ImageNet" or "RandAugment"
-        size: int = 32,  # side of the images, pixels; AutoAugment has other recipes above 64
-    ):
-        if name not in _KNOWN:
-            raise ValueError(f"policy {name!r}: one of {', '.join(_KNOWN)}")
-        self.name, self.size = name, size
-        self.recipes = "CIFAR10" if name == "AutoAugment" and size <= 64 else "IMAGENET"
+class _Rounds:
+    "The random choices of a policy, drawn on the CPU"
 
     def _draw(
         self,
@@ -222,6 +212,20 @@ class Policy:
         n_operations = _OPERATIONS.index("Invert")  # the last, which these two do without
         draw = torch.randint
         return [(draw(n_operations, (n,)), draw(n_bins, (n,))) for _ in range(rounds)]
+
+# %% ../nbs/29_policies.ipynb #1d8ed436
+class Policy(_Rounds):
+    "AutoAugment (Cubuk et al. 2019), TrivialAugmentWide (Müller & Hutter 2021) and two others"
+
+    def __init__(
+        self,
+        name: str,  # "AutoAugment", "TrivialAugment", "AutoAugment ImageNet" or "RandAugment"
+        size: int = 32,  # side of the images, pixels; AutoAugment has other recipes above 64
+    ):
+        if name not in _KNOWN:
+            raise ValueError(f"policy {name!r}: one of {', '.join(_KNOWN)}")
+        self.name, self.size = name, size
+        self.recipes = "CIFAR10" if name == "AutoAugment" and size <= 64 else "IMAGENET"
 
     def __call__(
         self,
