@@ -91,15 +91,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hydramix_nb.classifier.Training.step': ( 'classifier.html#training.step',
                                                                                   'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier._Batches': ('classifier.html#_batches', 'hydramix_nb/classifier.py'),
-<<<<<<< HEAD
-                                        'hydramix_nb.classifier._Batches.around': ( 'classifier.html#_batches.around',
-                                                                                    'hydramix_nb/classifier.py'),
-=======
                                         'hydramix_nb.classifier._Batches._batches': ( 'classifier.html#_batches._batches',
                                                                                       'hydramix_nb/classifier.py'),
+                                        'hydramix_nb.classifier._Batches.around': ( 'classifier.html#_batches.around',
+                                                                                    'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier._Batches.clean': ( 'classifier.html#_batches.clean',
                                                                                    'hydramix_nb/classifier.py'),
->>>>>>> a10d695 (Chains: which images, what change of each, which mixing, which targets, in one call; a method is one; finishing pieces)
                                         'hydramix_nb.classifier._Batches.inputs': ( 'classifier.html#_batches.inputs',
                                                                                     'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier._Step': ('classifier.html#_step', 'hydramix_nb/classifier.py'),

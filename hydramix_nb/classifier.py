@@ -15,11 +15,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-<<<<<<< HEAD
-=======
-from scipy import stats
 from torch.optim import swa_utils
->>>>>>> a10d695 (Chains: which images, what change of each, which mixing, which targets, in one call; a method is one; finishing pieces)
 
 # %% ../nbs/32_classifier.ipynb #938c36d5
 from . import training
@@ -241,6 +237,9 @@ class _Batches(training.Training):
         for index in order.to(self.device).split(self.config.batch_size)[:most]:
             yield _batch(self.train, index, chain)[0]
 
+    def around(self):
+        return keep_freed_memory("freed memory kept" in self.speedups)
+
 # %% ../nbs/32_classifier.ipynb #38c5db55
 class _Step(_Batches):
     "The work of a step, and the network that comes out"
@@ -260,9 +259,6 @@ class _Step(_Batches):
         with seeded(self.config.seed, self.device), torch.no_grad():
             swa_utils.update_bn(self._batches(100), self.average, self.device)
         return self.average.module
-
-    def around(self):
-        return keep_freed_memory("freed memory kept" in self.speedups)
 
 # %% ../nbs/32_classifier.ipynb #e63a0fc4
 class Training(_Step):
