@@ -129,7 +129,7 @@ from .networks import network
 from .classifier import Method, evaluate, paired_gain
 
 # %% ../nbs/90_all.ipynb #2633c41c
-from .augmentations import Chain, CutMix, Cutout, RandomErasing, cosine_loss
+from .augmentations import CutMix, Cutout, RandomErasing, cosine_loss
 from .finishing import Ensemble, Teacher, Views
 from .scattering import Scattering
 from .glico import GLICO, fit_latents
