@@ -8,8 +8,8 @@ __all__ = []
 # %% ../nbs/90_all.ipynb #3fc66ee3
 from hydramix_nb import (
     augmentations,
+    backbones,
     baselines,
-    chains,
     classifier,
     clip,
     composing,
@@ -18,7 +18,6 @@ from hydramix_nb import (
     cutouts,
     data,
     detection,
-    diff_augment,
     diffusemix,
     discriminator,
     editing,
@@ -26,7 +25,6 @@ from hydramix_nb import (
     fast_generator,
     figures,
     files,
-    finishing,
     gan,
     generator,
     glico,
@@ -36,7 +34,6 @@ from hydramix_nb import (
     masks,
     mixer,
     mixing,
-    networks,
     own_images,
     policies,
     photographs,
@@ -98,17 +95,15 @@ from hydramix_nb.composing import (
 )
 from .generator import Generator, InstanceNorm, ResidualBlock, conv_block
 from .discriminator import Discriminator
-from .diff_augment import AUGMENTATIONS
 
 # %% ../nbs/90_all.ipynb #66ccd9bb
 from hydramix_nb.losses import (
-    ADVERSARIAL,
     adversarial_loss,
     laplacian_loss,
     laplacian_pyramid,
     reconstruction_loss,
 )
-from .trained_generator import Trained, composition_rows, game_over, pretrained
+from .trained_generator import Trained, composition_rows, pretrained
 from .gan import discriminator_loss, fit_once, generator_loss
 from .mixer import Mixer
 from .policies import POLICIES, Policy
@@ -124,13 +119,10 @@ from hydramix_nb.mixing import (
     default_views,
 )
 from .image_folders import claim_folder, folder_name, generate
-from .chains import Chain, Chance, OneOf, SmoothLabels
-from .networks import network
-from .classifier import Method, evaluate, paired_gain
+from .classifier import Method, evaluate, network, paired_gain, predict
 
 # %% ../nbs/90_all.ipynb #2633c41c
-from .augmentations import CutMix, Cutout, RandomErasing, cosine_loss
-from .finishing import Ensemble, Teacher, Views
+from .augmentations import Chain, CutMix, Cutout, RandomErasing, cosine_loss
 from .scattering import Scattering
 from .glico import GLICO, fit_latents
 from .supermix import SuperMix
@@ -154,7 +146,8 @@ from hydramix_nb.cse import (
 from .cutouts import write_cutouts
 from .scenes import Scenes, n_shot, read_coco, scenes_folder, show_boxes, show_scenes
 from .scene_mixing import SceneMix, Squares, fit_generator, generator_profile
-from .detection import backbone_file, detector, load_detector
+from .backbones import backbone_file, feature_pyramid
+from .detection import detector, load_detector
 from .crops import CropConfig, multi_crop
 from .selfsupervised import DINO_METHODS, backbone, linear_probe
 

@@ -332,6 +332,13 @@ def fit_generator(
         progress=progress,
     )
 
+# %% ../nbs/52_scene_mixing.ipynb #6b6d1079
+def _mix_images(trained, images, mask):
+    "Compositions, a few at a time since large windows take memory; without a generator, of pixels"
+    mix = trained.generator if trained else Generator.mix
+    parts = zip(images.split(4), mask.split(4), strict=True)
+    return torch.cat([mix(*part) for part in parts])
+
 # %% ../nbs/52_scene_mixing.ipynb #6b6d1078
 class SceneMix:
     "Positions of first images in, new scenes with their boxes out"
@@ -365,13 +372,10 @@ class SceneMix:
         squares = self.squares
         index = _partners(squares.holds, first.to(squares.device), self.n_images)
         windows = squares.windows(index)
-        images = to_float(squares.cut(index, windows))
         boxes, area, _ = squares.boxes_in(index, windows)
         side = squares.size // Generator.scale if self.trained else squares.size
         mask = object_mask(boxes, area, squares.size, side, self.min_visible)
-        mix = self.trained.generator if self.trained else Generator.mix
-        parts = zip(images.split(4), mask.split(4), strict=True)  # large windows take memory
-        made = torch.cat([mix(*part) for part in parts])
+        made = _mix_images(self.trained, to_float(squares.cut(index, windows)), mask)
         return made, *mixed_boxes(squares, index, windows, mask, self.min_visible)
 
     def batch(self, first):

@@ -246,12 +246,16 @@ def _read_option(option, text, kind):
 # %% ../nbs/64_tables.ipynb #0ec702dd
 _DESCRIPTION = """Do all runs that a table or figure of the paper is made of.
 Finished runs are never repeated: after an interruption, give the same command again."""
-_EPILOG = """examples:
+_EXAMPLES = """examples:
   hydramix_sweep table_1 --profile small --datasets photos --samples_per_class 5 \\
       --methods Baseline,HydraMix --seeds 0,1 --workers 2
   hydramix_sweep table_1 --profile paper --datasets cifair10 --workers gpu --dry_run
   hydramix_sweep figure_5 --datasets npz:cifar10 --p_gen 0,0.5,1 --scheduler tcp://10.0.0.1:8786
-
+"""
+_EXAMPLE = """example:
+  hydramix_sweep {} --profile small --seeds 0,1 --workers 2 --dry_run
+"""
+_STATUS = """
 exit status: 0 if every run is done, 1 if some failed, 2 for wrong options, 130 if interrupted"""
 _GRID_HELP = dict(
     profile="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its "
@@ -306,7 +310,7 @@ def _parser(known, experiment=None):
         "hydramix_sweep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=(_EXAMPLE.format(experiment) if experiment else _EXAMPLES) + _STATUS,
     )
     parser.add_argument("experiment", help="one of " + ", ".join(EXPERIMENTS))
 

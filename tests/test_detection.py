@@ -12,7 +12,7 @@ pytest.importorskip("pycocotools")
 from small_coco import COCO_TINY, make, needs_coco, perfect
 from test_scenes import GOOD
 
-from hydramix_nb import detection, scene_mixing, speed
+from hydramix_nb import backbones, detection, scene_mixing, speed
 from hydramix_nb.detection import _coco_results, average_precision
 from hydramix_nb.files import write_tensors
 from hydramix_nb.scene_mixing import SceneMix, Squares, mixed_boxes, object_mask
@@ -164,7 +164,7 @@ def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     with pytest.raises(ConnectionError, match="no route to host; put its weights as safetensors"):
-        detection.backbone_file("imagenet", "resnet18", tmp_path)
+        backbones.backbone_file("imagenet", "resnet18", tmp_path)
     assert not list((tmp_path / "backbones").iterdir())
 
 

@@ -505,7 +505,7 @@ def test_help_helps():
         "table_1",
     ):
         assert word in text, word
-    one = command("table_1", "--help").stdout
+    one = " ".join(command("table_1", "--help").stdout.split())
     assert "--size" in one and "--p_gen" not in one and "default: 5,10,20,30,50,100" in one
     assert "--detector_settings" in text and "--detector_settings" not in one
 
