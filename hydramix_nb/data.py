@@ -397,17 +397,25 @@ def _own_path(name, root):
     raise FileNotFoundError(f"{name}: nothing at {' or at '.join(looked)}")
 
 
-def _own_images(name, split, root, size):
+def _own_images(name, split, root, size, few):
     "The set of a folder:PATH or npz:PATH; errors name the path"
+
+    def choose(labels, classes):
+        return few_shot_indices(labels, *few, classes)
+
     path = _own_path(name, root)
-    arrays = read_npz(path, split) if name.startswith("npz:") else read_folder(path, split, size)
+    if name.startswith("npz:"):
+        arrays = read_npz(path, split)
+    else:
+        arrays = read_folder(path, split, size, choose if few else None)
     try:
-        return ImageSet(*arrays)
+        data = ImageSet(*arrays)
+        return data.few_shot(*few) if few and name.startswith("npz:") else data
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
 
 # %% ../nbs/03_data.ipynb #c3e0f007
-def _load_named(name, split, root, download, size):
+def _load_named(name, split, root, download, size, few):
     "The set of that name as it is, or at the size where that costs nothing"
     _check_name(name)
     own = name not in DATASETS
@@ -415,11 +423,13 @@ def _load_named(name, split, root, download, size):
         raise ValueError(f"split must be train, test or val, not {split!r}")
     if split == "val" and not own:
         raise ValueError(f"{name} has the splits train and test, not val")
-    if name in _DRAWN:
-        return _DRAWN[name](split, size)
     if own:
-        return _own_images(name, split, root, size)
-    return ImageSet(*read_published(name, split, root, download))
+        return _own_images(name, split, root, size, few)
+    if name in _DRAWN:
+        data = _DRAWN[name](split, size)
+    else:
+        data = ImageSet(*read_published(name, split, root, download))
+    return data.few_shot(*few) if few else data
 
 
 def load_images(
@@ -428,16 +438,18 @@ def load_images(
     root=None,  # folder that holds the data sets; None: `data_root`
     download=False,  # whether a published set that is missing is fetched
     size=None,  # side of the images, pixels; None: the data's own, see `read_folder`
+    few=None,  # samples per class and seed, as `few_shot` draws; None: all images
 ):  # `ImageSet` on the CPU
     "A data set by its name; ValueError for an unknown one, FileNotFoundError for a missing one"
     if isinstance(name, os.PathLike):
         name = _name_of_path(name)
     if isinstance(name, str):
-        data = _load_named(name, split, root, download, size)
+        data = _load_named(name, split, root, download, size, few)
     elif hasattr(name, "images") and hasattr(name, "labels"):
-        data = name
+        data = name.few_shot(*few) if few else name
     else:
         data = ImageSet(*read_dataset(name, size))
+        data = data.few_shot(*few) if few else data
     if size is None or data.images.shape[-2:] == (size, size):
         return data
     return ImageSet(fit_square(data.images, size), data.labels, data.classes)

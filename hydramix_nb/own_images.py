@@ -7,6 +7,7 @@ __all__ = ['read_image', 'fit_square', 'read_folder', 'read_npz', 'read_dataset'
 
 # %% ../nbs/01_own_images.ipynb #a1c0f004
 import json
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,8 +91,10 @@ def fit_square(
 def _entries(path, folders):
     "Folders, or files, in a folder, sorted; hidden ones do not count"
     litter = ("thumbs.db", "desktop.ini")
-    shown = (p for p in path.iterdir() if not p.name.startswith("."))
-    return sorted(p for p in shown if p.is_dir() == folders and p.name.lower() not in litter)
+    with os.scandir(path) as found:  # says what is a folder without a look at each file
+        shown = [e for e in found if not e.name.startswith(".") and e.name.lower() not in litter]
+        names = sorted(e.name for e in shown if e.is_dir() == folders)
+    return [path / name for name in names]
 
 
 def _listed_classes(path):
@@ -171,6 +174,7 @@ def read_folder(
     path,  # folder of class folders, or of train/ and val/ or test/ with class folders in them
     split="train",  # "train", "test" or "val"; test is val/ where there is no test/
     size=None,  # side of the images, pixels; None: `_common_size`
+    choose=None,  # labels int64 [n], class names → positions of the files to read; None: all
 ):  # images uint8 [n,3,size,size], labels int64 [n], class names of train/
     "Read images from class folders; ValueError names what cannot be read"
     path = Path(path).expanduser()
@@ -191,12 +195,18 @@ def read_folder(
             raise ValueError(f"class {c!r} is in {path / found} but not in {path / 'train'}")
     files = [f for some in splits[found].values() for f in some]
     number = {c: i for i, c in enumerate(classes)}
-    labels = [number[c] for c, some in splits[found].items() for _ in some]
+    labels = torch.tensor([number[c] for c, some in splits[found].items() for _ in some])
+    if choose is not None:
+        chosen = choose(labels, classes)
+        files, labels = [files[i] for i in chosen.tolist()], labels[chosen]
     with ThreadPoolExecutor() as pool:
         side = size or _common_size(splits, pool)
-        images = torch.stack(list(pool.map(lambda f: read_image(f, side), files)))
+        images = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
+        read = pool.map(lambda f: read_image(f, side), files)
+        for place, image in zip(images, read, strict=True):
+            place.copy_(image)
     _check_brightness(images, path)
-    return images, torch.tensor(labels), classes
+    return images, labels, classes
 
 # %% ../nbs/01_own_images.ipynb #a1c0f024
 def _npz_arrays(path, keys=None):
