@@ -878,6 +878,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'hydramix_nb.scene_mixing._partners': ( 'scene_mixing.html#_partners',
                                                                                   'hydramix_nb/scene_mixing.py'),
                                           'hydramix_nb.scene_mixing._reach': ('scene_mixing.html#_reach', 'hydramix_nb/scene_mixing.py'),
+                                          'hydramix_nb.scene_mixing._short_side': ( 'scene_mixing.html#_short_side',
+                                                                                    'hydramix_nb/scene_mixing.py'),
                                           'hydramix_nb.scene_mixing._unite_windows': ( 'scene_mixing.html#_unite_windows',
                                                                                        'hydramix_nb/scene_mixing.py'),
                                           'hydramix_nb.scene_mixing._visible_boxes': ( 'scene_mixing.html#_visible_boxes',

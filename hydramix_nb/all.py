@@ -27,6 +27,10 @@ from hydramix_nb import (
     files,
     gan,
     generator,
+)
+
+# %% ../nbs/90_all.ipynb #3fc66ee4
+from hydramix_nb import (
     glico,
     identity,
     image_folders,

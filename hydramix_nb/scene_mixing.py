@@ -21,6 +21,13 @@ from .masks import box_mask
 from .scenes import Scenes
 from .training import settings_text
 
+# %% ../nbs/52_scene_mixing.ipynb #d134bd86
+def _short_side(size, short):
+    "The shorter side of scenes of which windows of `size` are cut"
+    if short is not None and short < size:
+        raise ValueError(f"windows of {size} pixels do not fit into images of {short}")
+    return short or size + size // 8
+
 # %% ../nbs/52_scene_mixing.ipynb #d134bd85
 class _Pixels:
     "Images of different sizes, resident in one row of pixels, of which square windows are cut"
@@ -32,10 +39,8 @@ class _Pixels:
         device,  # device of the pixels
         short: int = None,  # shorter side that images are scaled to, pixels; None: S + S/8
     ):
-        short, scaled = short or size + size // 8, []
-        if short < size:
-            raise ValueError(f"windows of {size} pixels do not fit into images of {short}")
-        self.size, self.short, self.device = size, short, torch.device(device)
+        self.size, self.short, self.device = size, _short_side(size, short), torch.device(device)
+        short, scaled = self.short, []
         for image in images:
             h, w = image.shape[1:]
             to = [max(short, round(side * short / min(h, w))) for side in (h, w)]
@@ -92,8 +97,7 @@ class Squares(_Pixels):
         return len(self.scenes)
 
     def digest(self):
-        "Hex digest of the scenes, and the scale where it is not the usual one"
-        usual = self.short == self.size + self.size // 8
+        usual = self.short == _short_side(self.size, None)
         return self.scenes.digest() + ("" if usual else f" at {self.short}")
 
     def boxes_in(

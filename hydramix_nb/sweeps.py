@@ -234,7 +234,7 @@ def _cost(tasks, workers, device):
         seconds = _estimate(tasks, measured, elsewhere=True)
         machines = ", ".join(sorted({r["device"] for r in measured}))
         source = f"a guess from {len(measured)} committed results of {machines}; none like these"
-        source += f" was measured{where} yet"
+        source += " was measured here yet"
     if seconds is None:
         return f"cost: not known, no run like these has been measured{where} yet"
     line = f"cost: about {_duration(seconds)} of computing"
