@@ -1046,6 +1046,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hydramix_nb.tables._experiment_in': ('tables.html#_experiment_in', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._fixed_values': ('tables.html#_fixed_values', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._interrupt': ('tables.html#_interrupt', 'hydramix_nb/tables.py'),
+                                    'hydramix_nb.tables._is_of_figure_6': ('tables.html#_is_of_figure_6', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._option_help': ('tables.html#_option_help', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._parser': ('tables.html#_parser', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._read_bool': ('tables.html#_read_bool', 'hydramix_nb/tables.py'),
