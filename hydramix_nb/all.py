@@ -10,6 +10,7 @@ from hydramix_nb import (
     augmentations,
     backbones,
     baselines,
+    chains,
     classifier,
     clip,
     composing,
@@ -18,6 +19,7 @@ from hydramix_nb import (
     cutouts,
     data,
     detection,
+    diff_augment,
     diffusemix,
     discriminator,
     editing,
@@ -25,6 +27,7 @@ from hydramix_nb import (
     fast_generator,
     figures,
     files,
+    finishing,
     gan,
     generator,
 )
@@ -38,6 +41,7 @@ from hydramix_nb import (
     masks,
     mixer,
     mixing,
+    networks,
     own_images,
     policies,
     photographs,
@@ -99,15 +103,17 @@ from hydramix_nb.composing import (
 )
 from .generator import Generator, InstanceNorm, ResidualBlock, conv_block
 from .discriminator import Discriminator
+from .diff_augment import AUGMENTATIONS
 
 # %% ../nbs/90_all.ipynb #66ccd9bb
 from hydramix_nb.losses import (
+    ADVERSARIAL,
     adversarial_loss,
     laplacian_loss,
     laplacian_pyramid,
     reconstruction_loss,
 )
-from .trained_generator import Trained, composition_rows, pretrained
+from .trained_generator import Trained, composition_rows, game_over, pretrained
 from .gan import discriminator_loss, fit_once, generator_loss
 from .mixer import Mixer
 from .policies import POLICIES, Policy
@@ -123,10 +129,13 @@ from hydramix_nb.mixing import (
     default_views,
 )
 from .image_folders import claim_folder, folder_name, generate
-from .classifier import Method, evaluate, network, paired_gain, predict
+from .chains import Chain, Chance, OneOf, SmoothLabels
+from .networks import network
+from .classifier import Method, evaluate, paired_gain, predict
 
 # %% ../nbs/90_all.ipynb #2633c41c
-from .augmentations import Chain, CutMix, Cutout, RandomErasing, cosine_loss
+from .augmentations import CutMix, Cutout, RandomErasing, cosine_loss
+from .finishing import Ensemble, Teacher, Views
 from .scattering import Scattering
 from .glico import GLICO, fit_latents
 from .supermix import SuperMix
