@@ -85,12 +85,17 @@ def label_maps(
     images: torch.Tensor,  # images, uint8 [n,C,S,S], at the size to be segmented
     config: Config,  # mixing, segment_scale, min_size
     cache=None,  # folder for label maps; None: no cache
+    own=None,  # the set's own label maps, integer [n,H,W]; None: Felzenszwalb's
 ) -> tuple:  # label maps, int16 or int32 [n,S,S] on the images' device; the largest label + 1
     "Segments of every image (3.2); for grid masks every image is a single segment"
     if config.mixing == "grid":
         shape = len(images), *images.shape[-2:]
         return torch.zeros(shape, dtype=torch.int16, device=images.device), 1
-    segments = segment(images, config.segment_scale, config.min_size, cache=cache)
+    if own is None:
+        segments = segment(images, config.segment_scale, config.min_size, cache=cache)
+    else:
+        numbered = [one.unique(return_inverse=True)[1] for one in own]
+        segments = downsample(torch.stack(numbered), tuple(images.shape[-2:]))
     n_segments = int(segments.max()) + 1
     return segments.to(torch.int16 if n_segments < 2**15 else torch.int32), n_segments
 
@@ -99,10 +104,11 @@ def _mixer_maps(
     images: torch.Tensor,  # images, uint8 [n,C,H,W], at the data's own size
     config: Config,  # mixing, segment_scale, min_size, segment_size, image_size
     cache=None,  # folder for label maps; None: no cache
+    own=None,  # the set's own label maps, integer [n,H,W]; None: Felzenszwalb's
 ) -> tuple:  # label maps, int16 or int32 [n,S,S] with S = image_size; the largest label + 1
     "Label maps for a mixer: found at `segment_size`, enlarged to `image_size` by nearest neighbour"
     at_size = resize(images, config.segment_size or config.image_size)
-    maps, n_segments = label_maps(at_size, config, cache)
+    maps, n_segments = label_maps(at_size, config, cache, own)
     return downsample(maps, config.image_size), n_segments
 
 # %% ../nbs/12_composing.ipynb #c870b3e4

@@ -144,6 +144,19 @@ def _check_classes(labels, classes):
             f"but with {len(classes)} classes labels go from 0 to {len(classes) - 1}"
         )
 
+# %% ../nbs/03_data.ipynb #28df94e1
+def _check_segments(images, segments):
+    "Raise unless own label maps, if there are some, are integers of the images' size and device"
+    if segments is None:
+        return
+    if not isinstance(segments, torch.Tensor) or segments.is_floating_point():
+        raise TypeError(f"segments must be an integer tensor [n,H,W], got {_type_of(segments)}")
+    expected = [len(images), *images.shape[-2:]]
+    if list(segments.shape) != expected:
+        raise ValueError(f"segments must be {expected} like the images, got {list(segments.shape)}")
+    if segments.device != images.device:
+        raise ValueError(f"images are on {images.device}, segments on {segments.device}")
+
 # %% ../nbs/03_data.ipynb #7b338916
 def few_shot_indices(
     labels,  # labels of the whole set, int64 [n]
@@ -210,10 +223,13 @@ class _Arrays:
         images,  # images, uint8 [n,C,H,W], n at least 1
         labels,  # labels, int64 [n], 0…len(classes)−1, on the same device
         classes,  # class names, a list of str; a class may be without images
+        segments=None,  # own label maps, integer [n,H,W]; None: mixers find segments themselves
     ):
         _check_arrays(images, labels)
         _check_classes(labels, classes)
+        _check_segments(images, segments)
         self.images, self.labels, self.classes, self._tables = images, labels, list(classes), None
+        self.segments = segments
 
     def __len__(self):
         return len(self.images)
@@ -224,7 +240,8 @@ class _Arrays:
 
     def to(self, device):
         "The same set on another device"
-        return type(self)(self.images.to(device), self.labels.to(device), self.classes)
+        segments = None if self.segments is None else self.segments.to(device)
+        return type(self)(self.images.to(device), self.labels.to(device), self.classes, segments)
 
     def __getitem__(self, index):
         "A subset by slice, position, list of positions, index tensor or boolean mask"
@@ -232,12 +249,16 @@ class _Arrays:
             index = torch.as_tensor(index, device=self.device)
             if index.ndim == 0:
                 index = index[None]
-        return type(self)(self.images[index], self.labels[index], self.classes)
+        segments = None if self.segments is None else self.segments[index]
+        return type(self)(self.images[index], self.labels[index], self.classes, segments)
 
     def digest(self):
-        "Hex digest of the content: equal exactly if shape, pixels, labels and class names are"
+        "Hex digest of the content: equal exactly if shape, pixels, labels, classes, segments are"
         shape_and_classes = repr((list(self.images.shape), self.classes))
-        return tensor_digest((self.images, self.labels), shape_and_classes)
+        tensors = self.images, self.labels
+        if self.segments is not None:
+            tensors = *tensors, self.segments
+        return tensor_digest(tensors, shape_and_classes)
 
 # %% ../nbs/03_data.ipynb #c3e0f005
 def _summary(data):

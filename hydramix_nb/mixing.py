@@ -26,6 +26,17 @@ from .policies import Policy
 from .speed import free_memory
 from .training import seeded
 
+# %% ../nbs/30_mixing.ipynb #886cf5a2
+def _own_segments(train, policy):
+    "Label maps that the set brings; ValueError for a policy, which they could not follow"
+    own = getattr(train, "segments", None)
+    if own is not None and policy is not None:
+        raise ValueError(
+            f"the policy {policy!r} moves pixels, and the set's own segments would not follow: "
+            "mix without a policy, or take a set without segments"
+        )
+    return own
+
 # %% ../nbs/30_mixing.ipynb #a928ded6
 class PixelMix(Mixer):
     "Pixels of N images put together under a mask, without a generator (4.6)"
@@ -48,7 +59,9 @@ class PixelMix(Mixer):
         self.policy = policy
         self.config, self.n_images, self.size = config, config.n_images, size
         self.images = composing.resize(train.images, config.image_size)
-        self.segments, self.n_segments = composing._mixer_maps(train.images, config, cache)
+        own = _own_segments(train, policy)
+        maps = composing._mixer_maps(train.images, config, cache, own)
+        self.segments, self.n_segments = maps
 
     def mix(self, index):
         side = self.config.image_size
@@ -129,9 +142,9 @@ def _match_colors(mixed, moments, mask):
     "Compositions in the colours of their images: `moments` [B,N,2C,h,w] under the mask"
     return composing.match_colors(mixed, (moments * mask[:, :, None]).sum(1))
 
-# %% ../nbs/30_mixing.ipynb #4e5871d0
-class _Compositions(Mixer):
-    "From indices to compositions, for `HydraMix`: of fresh crops, or of views encoded before"
+# %% ../nbs/30_mixing.ipynb #5e9d6b6e
+class _Views(Mixer):
+    "Crops and flips of the images, encoded once"
 
     @torch.no_grad()
     def _encode_views(self, views):
@@ -160,6 +173,10 @@ class _Compositions(Mixer):
             return composing.changed_sources(changed, self.policy, self.config)
         images, segments = to_float(self.images[index]), self.segments[index]
         return crop_flip(images, segments) if self.config.augment else (images, segments)
+
+# %% ../nbs/30_mixing.ipynb #4e5871d0
+class _Compositions(_Views):
+    "From indices to compositions, for `HydraMix`: of fresh crops, or of views encoded before"
 
     def _mix_views(self, index):
         "A composition of random views of the images [B,N]"
@@ -227,7 +244,9 @@ class HydraMix(_Compositions):
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
         self.images = composing.resize(train.images, self.config.image_size)
-        self.segments, self.n_segments = composing._mixer_maps(train.images, self.config, cache)
+        own = _own_segments(train, policy)
+        maps = composing._mixer_maps(train.images, self.config, cache, own)
+        self.segments, self.n_segments = maps
         if views is not None:
             with seeded(seed, train.device):
                 self.features, self.maps, self.moments = self._encode_views(views)
