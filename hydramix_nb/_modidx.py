@@ -775,6 +775,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hydramix_nb.results._finished': ('results.html#_finished', 'hydramix_nb/results.py'),
                                      'hydramix_nb.results._is_reduced': ('results.html#_is_reduced', 'hydramix_nb/results.py'),
                                      'hydramix_nb.results._name_sizes': ('results.html#_name_sizes', 'hydramix_nb/results.py'),
+                                     'hydramix_nb.results._number': ('results.html#_number', 'hydramix_nb/results.py'),
                                      'hydramix_nb.results._ours': ('results.html#_ours', 'hydramix_nb/results.py'),
                                      'hydramix_nb.results._row': ('results.html#_row', 'hydramix_nb/results.py'),
                                      'hydramix_nb.results._shared': ('results.html#_shared', 'hydramix_nb/results.py'),

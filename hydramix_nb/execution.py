@@ -118,7 +118,7 @@ class Task:
     data_root: str = ""  # folder of the data sets; where there is no such folder, the worker's own
     cwd: str = "."  # folder in which relative names of data sets start
     code: str = field(default_factory=code_digest)  # digest of the planner's library; "": any
-    retry: float | None = None  # time; failures older than it are done again; None: none is
+    retry: float | None = None  # time of the failure that is to be done again; None: none is
     places: tuple = PLACES  # the parameters of `PLACES` that the notebook has
     attempts: int = 3  # how often a kernel may die before the run has failed
     data: dict = field(
@@ -144,7 +144,7 @@ class Task:
         if result is not None:
             return Outcome(state="done", result=result, **common)
         error = read_json(self.folder / "error.json")
-        if error and (self.retry is None or error["time"] >= self.retry):
+        if error and error["time"] != self.retry:
             return Outcome(state="failed", error=error["error"], **common)
         return None
 

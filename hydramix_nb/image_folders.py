@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 # %% ../nbs/31_image_folders.ipynb #2faec616
 from .data import to_uint8
-from .files import write_png, write_text
+from .files import write_json, write_png, write_text
 from .identity import describe
 from .mixer import Mixer
 from .training import seeded
@@ -45,7 +45,7 @@ def claim_folder(
     provenance: str,  # JSON object: what decides the images
 ):
     "Note in a folder how its images are made; ValueError if they are made otherwise, or by hand"
-    note = Path(folder) / "generated.json"
+    note = Path(folder).expanduser() / "generated.json"
     if not note.exists():
         if note.parent.exists() and any(note.parent.iterdir()):
             raise ValueError(
@@ -84,7 +84,9 @@ def generate(
     labels = _labels(count, len(train.classes))
     mixer.check_labels(labels)
     claim_folder(folder, _provenance(mixer, seed))
-    paths = _paths(labels, [folder / folder_name(name) for name in train.classes])
+    folders = [folder_name(name) for name in train.classes]
+    write_json(folder / "classes.json", list(zip(folders, train.classes, strict=True)))
+    paths = _paths(labels, [folder / name for name in folders])
     for start in tqdm(range(0, len(labels), batch_size), desc="images", disable=not progress):
         batch = labels[start : start + batch_size]
         missing = [k for k in range(len(batch)) if not paths[start + k].exists()]

@@ -148,20 +148,31 @@ def _finished(out):
     return rows
 
 # %% ../nbs/65_results.ipynb #78aa7e70
+def _number(kind, text, where):
+    "A cell as its column's type; whole numbers that other programs have made 4.0 are whole again"
+    try:
+        value = float(text) if kind is int else kind(text)
+        if kind is int and value != int(value):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError(f"{where}: {text!r} is no {kind.__name__}") from None
+    return kind(value)
+
+
 def read_results(
     path,  # csv file written by `collect`
 ) -> dict:  # id → row
     "Read a table of results; ValueError where it is another kind of table"
     with open(path, newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
-    for row in rows:
+    for line, row in enumerate(rows, 2):
         for name in ("id", "dataset", "method", "seed", "profile", "accuracy"):
             if row.get(name) is None:
                 raise ValueError(f"{path} is no table of results: column {name!r} is missing")
         row["notebook"] = row.get("notebook") or "classify"
         for name, kind in _COLUMNS.items():
             if row.get(name) not in (None, ""):
-                row[name] = kind(row[name])
+                row[name] = _number(kind, row[name], f"{path}, row {line}, column {name!r}")
     return {row["id"]: row for row in rows}
 
 # %% ../nbs/65_results.ipynb #a74af14e

@@ -149,14 +149,14 @@ def find_data(
 
 # %% ../nbs/60_runs.ipynb #3c9e01d7
 def _file_digest(file, kept):
-    "Digest of a file; `kept` (path → size, time, digest) saves reading it again"
+    "Digest of a file; `kept` (path → size, times, digest) saves reading it again"
     stat = file.stat()
-    known = kept.get(str(file))
-    if not known or known[:2] != [stat.st_size, stat.st_mtime_ns]:
+    state, known = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns], kept.get(str(file))
+    if not known or known[:3] != state:
         with open(file, "rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
-        known = kept[str(file)] = [stat.st_size, stat.st_mtime_ns, digest]
-    return known[2]
+        known = kept[str(file)] = [*state, digest]
+    return known[3]
 
 
 def _content_digest(place, kept):

@@ -108,14 +108,16 @@ def plan(
         device=device,
         data_root=_absolute(root) if root else "",
         cwd=str(Path.cwd()),
-        retry=time.time() if retry else None,
     )
     tasks = {}
     for parameters in runs:
         parameters = checked_parameters(notebook, parameters)
         id, places = run_id(parameters), tuple(k for k in PLACES if k in parameters)
         own = {k: v for k, v in parameters.items() if k not in PLACES}
-        tasks.setdefault(id, Task(id, own, places=places, **common))
+        task = Task(id, own, places=places, **common)
+        if retry:
+            task.retry = (read_json(task.folder / "error.json") or {}).get("time")
+        tasks.setdefault(id, task)
     tasks = list(tasks.values())
     if any((task.folder / "data.json").exists() for task in tasks):
         tasks = _with_data(tasks)
