@@ -8,6 +8,7 @@ __all__ = ['EXPERIMENTS', 'notebook_of', 'grid', 'main']
 # %% ../nbs/64_tables.ipynb #e60bb582
 import argparse
 import ast
+import csv
 import itertools
 import json
 import signal
@@ -233,6 +234,12 @@ def _read_bool(text):
     return dict(true=True, false=False)[str(text).lower()]
 
 
+def _split_commas(text):
+    "The parts between commas; a part in double quotes may have commas"
+    (parts,) = csv.reader([text], skipinitialspace=True, strict=True)
+    return parts
+
+
 def _read_option(option, text, kind):
     "The value of an option: a list of the parameter's type, or a dictionary"
     if kind == "dict":
@@ -246,9 +253,9 @@ def _read_option(option, text, kind):
         if text.lstrip().startswith("["):
             entries = json.loads(text)
         else:
-            entries = [v for v in text.split(",") if v != ""]
+            entries = [v for v in _split_commas(text) if v != ""]
         return [read(v.strip() if isinstance(v, str) else v) for v in entries]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, csv.Error) as e:
         raise ValueError(f"--{option} {text!r}: a list of {kind} with commas is needed") from e
 
 # %% ../nbs/64_tables.ipynb #0ec702dd
@@ -269,7 +276,8 @@ _GRID_HELP = dict(
     profile="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its "
     "figures mean nothing); default small",
     datasets="photos, toys, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH; "
-    "a relative PATH is looked for here and in the data root",
+    "a relative PATH is looked for here and in the data root, one with a comma stands in quotes: "
+    "'\"folder:a, b\"'",
     samples_per_class="training images of each class",
     methods="names as in the paper's tables: Baseline, MixUp, ChimeraMix+Seg, HydraMix, …",
     seeds="default 0,1,2,3,4",
@@ -389,7 +397,9 @@ def _check_places(options, runs):
             find_data(name, options["data_root"])
         except FileNotFoundError as e:
             if not options["dry_run"] or (":" in name and options["datasets"]):
-                raise FileNotFoundError(f"--datasets {e}") from e
+                quoted = "; a path with a comma stands in quotes: '\"folder:a, b\"'"
+                hint = quoted if "," in (options["datasets"] or "") else ""
+                raise FileNotFoundError(f"--datasets {e}{hint}") from e
             print(f"not there yet: {e}")
 
 
