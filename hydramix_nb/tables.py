@@ -119,7 +119,7 @@ def _check_run(p):
     from hydramix_nb.baselines import METHODS
 
     check_choice(p["method"], list(METHODS), "method")
-    check_choice(p["profile"], list(gan.PROFILES), "profile")
+    check_choice(p["profile"], list(classifier.PROFILES), "profile")
     check_choice(p["auto_augment"], list(POLICIES), "auto_augment")
     for name in (p["dataset"], p["generator_dataset"]):
         kind, colon, _ = name.partition(":")

@@ -92,7 +92,7 @@ class Config(composing.Config):
 
 # %% ../nbs/25_trained_generator.ipynb #a3d8c09c
 def profile(
-    name: str = "paper",  # "paper", "small" (minutes on two cores) or "tiny" (seconds, for tests)
+    name: str = "paper",  # "paper", "alive", "small" (minutes on two cores) or "tiny" (for tests)
     size: int = 32,  # side of the data's images in pixels
     **changes,  # fields of Config to set otherwise
 ) -> Config:
@@ -105,6 +105,7 @@ def profile(
 
 PROFILES = dict(
     paper={},
+    alive=dict(adversarial="hinge", diff_augment="color,translation,cutout"),
     small=dict(features=16, discriminator_features=16, batch_size=2, lr=1e-3, steps=1200),
     tiny=dict(
         features=4,
