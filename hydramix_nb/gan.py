@@ -308,7 +308,7 @@ class Training(_Watched):
         channels = train.images.shape[1]
         self.chunks = chunks or _chunks(train, config)
         self.images = resize(train.images, config.image_size)
-        self.segments, self.n_segments = label_maps(self.images, config, cache, train.segments)
+        self.segments, self.n_segments = label_maps(self.images, config, cache)
         self.generator = _generator(channels, config).to(self.device)
         self.discriminator = _discriminator(channels, config).to(self.device)
         self.networks = dict(generator=self.generator, discriminator=self.discriminator)
