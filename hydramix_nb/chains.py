@@ -21,9 +21,7 @@ def _name(link):
         if link.policy:
             settings.append(f"policy={link.policy}")
         return f"{type(link).__name__}({', '.join(settings)})"
-    if isinstance(link, type(_name)):
-        return link.__name__
-    return repr(link)
+    return getattr(link, "__name__", None) or repr(link)
 
 
 def _mixes_labels(link):
