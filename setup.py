@@ -39,7 +39,7 @@ setup(
     + ["hydramix_nb.experiments"],
     package_dir={"hydramix_nb.experiments": "nbs/experiments"},
     package_data={
-        "hydramix_nb": ["*.csv", "*.safetensors"],
+        "hydramix_nb": ["*.csv", "*.safetensors", "py.typed"],
         "hydramix_nb.experiments": ["*.ipynb"],
     },
     python_requires=">=" + cfg["min_python"],
