@@ -10,6 +10,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+
+from hydramix_nb import files
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
@@ -104,6 +107,24 @@ def test_readme_has_two_commands_of_one_line():
     assert "papermill" in blocks("sh")[0] and "pytest" in blocks("sh")[1].split()
 
 
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for name in "ab":
+        for i in range(4):
+            pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+            (tmp_path / f"my/photos/{name}").mkdir(parents=True, exist_ok=True)
+            files.write_png(tmp_path / f"my/photos/{name}/{i}.png", pixels)
+    there = dict(images=torch.rand(6, 3, 32, 32) * 2 - 1, labels=torch.arange(6))
+    drop_in, *others = blocks("python")
+    exec(drop_in.replace("p_gen=0.5", "p_gen=1.0"), there)
+    assert there["images"].shape == (6, 3, 32, 32) and there["images"].abs().max() <= 1
+    assert torch.equal(there["targets"], there["labels"])
+    for block in others:
+        exec(block.replace('"small"', '"tiny"'), there)
+    assert there["mixer"](torch.tensor([0, 1])).shape == (2, 3, 64, 64)
+
+
 def test_ci_runs_the_command_of_the_readme():
     text = (ROOT / ".ci/run").read_text(encoding="utf-8")
     awk = re.search(r"^tests=\$\((awk '.*') README\.md\)$", text, re.M)[1]
@@ -151,16 +172,3 @@ def test_readme_quickstart_parameters_exist():
     known = papermill.inspect_notebook(str(ROOT / notebook))
     for name in re.findall(r" -[pr] (\w+) ", command):
         assert name in known, name
-
-
-def test_readme_drop_in_runs():
-    "The three lines as they stand, with the tiny profile and a batch of one's own"
-    torch = pytest.importorskip("torch")
-    code = blocks("python")[0]
-    assert '"small"' in code
-    torch.manual_seed(0)
-    space = dict(images=torch.rand(4, 3, 32, 32) * 2 - 1, labels=torch.tensor([0, 3, 5, 9]))
-    exec(code.replace('"small"', '"tiny"').replace("p_gen=0.5", "p_gen=1."), space)
-    assert len(space["images"]) == 4 and space["images"].shape[1] == 3
-    assert space["images"].dtype == torch.float32 and space["images"].abs().max() <= 1
-    assert torch.equal(space["targets"], space["labels"])
