@@ -55,7 +55,7 @@ def _felzenszwalb(images, **how):
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.stack([felzenszwalb(image, **how).astype(np.int32) for image in images])
 
-
+# %% ../nbs/10_masks.ipynb #3b18e477
 _WORKER = """
 import json, sys, warnings
 import numpy as np

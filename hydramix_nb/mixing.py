@@ -199,19 +199,19 @@ class _Compositions(_Views):
             mixed = _match_colors(mixed, composing.color_moments(images, Generator.scale), mask)
         return composing.resize(mixed, self.size, self.config.reduce)
 
+    def mix(self, index):
+        return self._mix_crops(index) if self.views is None else self._mix_views(index)
+
+    def made_of(self):
+        weights = describe(self.trained.generator.state_dict())
+        return super().made_of() | dict(weights=weights)
+
 # %% ../nbs/30_mixing.ipynb #4d188346
 class HydraMix(_Compositions):
     "Features of N images of a class mixed by a trained generator: the paper's method"
 
-    _settings = (
-        "n_images",
-        "views",
-        "segment_noise",
-        "reduce",
-        "segment_size",
-        "seed",
-        "match_colors",
-    )
+    _settings = ("n_images", "views", "segment_noise", "reduce", "segment_size")
+    _settings += ("seed", "match_colors")
     _derived = ("_range", "trained", "generator", "images", "features", "maps", "moments")
 
     def __init__(
@@ -244,21 +244,13 @@ class HydraMix(_Compositions):
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
         self.images = composing.resize(train.images, self.config.image_size)
-        own = _own_segments(train, policy)
-        maps = composing._mixer_maps(train.images, self.config, cache, own)
-        self.segments, self.n_segments = maps
+        found_by = self.config, cache, _own_segments(train, policy)
+        self.segments, self.n_segments = composing._mixer_maps(train.images, *found_by)
         if views is not None:
             with seeded(seed, train.device):
                 self.features, self.maps, self.moments = self._encode_views(views)
             if policy is not None:
                 self.n_segments = int(self.maps.max()) + 1
-
-    def mix(self, index):
-        return self._mix_crops(index) if self.views is None else self._mix_views(index)
-
-    def made_of(self):
-        weights = describe(self.trained.generator.state_dict())
-        return super().made_of() | dict(weights=weights)
 
 # %% ../nbs/30_mixing.ipynb #efa65319
 class ChimeraMix(HydraMix):
