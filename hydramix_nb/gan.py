@@ -160,11 +160,9 @@ class _Steps(training.Training):
         self.optimizers["discriminator"].step()
         return dict(discriminator=mean)
 
-# %% ../nbs/26_gan.ipynb #3c7cb667
-class _Alternation(_Steps):
-    "One step of the generator and one of the discriminator, in turn"
-
-    average = None  # copy of the generator with the moving average of its weights, if there is one
+# %% ../nbs/26_gan.ipynb #3c7cb666
+class _Rates(_Steps):
+    "The learning rates of the two optimisers over the steps"
 
     def lr(
         self,
@@ -176,6 +174,20 @@ class _Alternation(_Steps):
         if name == "discriminator":
             initial = self.config.discriminator_lr or initial
         return initial * self.config.gamma**passed
+
+    def _adam(self, name, network):
+        "Adam with the config's betas and decay, in the form that the device is fastest with"
+        config, lr = self.config, self.lr(name)
+        options = dict(betas=config.betas, weight_decay=config.weight_decay, lr=lr)
+        if self.speedups:
+            options |= optimizer_options(self.device, lr, adam=True)
+        return torch.optim.Adam(network.parameters(), **options)
+
+# %% ../nbs/26_gan.ipynb #3c7cb667
+class _Alternation(_Rates):
+    "One step of the generator and one of the discriminator, in turn"
+
+    average = None  # copy of the generator with the moving average of its weights, if there is one
 
     def around(self):
         return keep_freed_memory("freed memory kept" in self.speedups)
@@ -317,10 +329,7 @@ class Training(_Watched):
                 make_fast(network)
         self.speedups = prepare(self.networks.values(), fast)
         for name, network in self.networks.items():
-            options = dict(betas=config.betas, weight_decay=config.weight_decay, lr=self.lr(name))
-            if self.speedups:
-                options |= optimizer_options(self.device, self.lr(name), adam=True)
-            self.optimizers[name] = torch.optim.Adam(network.parameters(), **options)
+            self.optimizers[name] = self._adam(name, network)
         if config.ema:
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
             self.networks["average"] = self.average

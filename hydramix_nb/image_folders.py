@@ -67,6 +67,24 @@ def _provenance(mixer, seed):
         dict(mixer=describe(mixer), images=mixer.train.digest(), seed=seed), sort_keys=True
     )
 
+# %% ../nbs/31_image_folders.ipynb #080fdbf5
+def _labels(count, n_classes):
+    "Labels of the images to make"
+    if not isinstance(count, int):
+        return count.cpu()
+    if count < 1:
+        raise ValueError(f"count={count}: 1 or more images per class")
+    return torch.arange(n_classes).repeat_interleave(count)
+
+
+def _paths(labels, folders):
+    "A file for each image, numbered within its class"
+    made, paths = [0] * len(folders), []
+    for label in labels.tolist():
+        paths.append(folders[label] / f"{made[label]:05d}.png")
+        made[label] += 1
+    return paths
+
 # %% ../nbs/31_image_folders.ipynb #080fdbf6
 def generate(
     mixer: Mixer,  # source of the images
@@ -97,21 +115,3 @@ def generate(
         for k in missing:
             write_png(paths[start + k], images[k])
     return folder
-
-
-def _labels(count, n_classes):
-    "Labels of the images to make"
-    if not isinstance(count, int):
-        return count.cpu()
-    if count < 1:
-        raise ValueError(f"count={count}: 1 or more images per class")
-    return torch.arange(n_classes).repeat_interleave(count)
-
-
-def _paths(labels, folders):
-    "A file for each image, numbered within its class"
-    made, paths = [0] * len(folders), []
-    for label in labels.tolist():
-        paths.append(folders[label] / f"{made[label]:05d}.png")
-        made[label] += 1
-    return paths

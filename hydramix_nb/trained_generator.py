@@ -26,6 +26,40 @@ from .losses import ADVERSARIAL
 from .masks import color_owners, mask_to_owners
 from .training import CHECKPOINT, from_profile
 
+# %% ../nbs/25_trained_generator.ipynb #5a13a422
+def _check_sizes(config):
+    "ValueError for sizes, rates and numbers that cannot be"
+    if config.image_size % Generator.scale or config.image_size < 16:
+        scale = Generator.scale
+        raise ValueError(f"image_size={config.image_size}: a multiple of {scale}, from 16 up")
+    if not 1 <= config.levels or config.image_size < 3 * 2 ** (config.levels - 1):
+        needed = f"image_size={config.image_size} must be at least 3·2^(levels−1)"
+        raise ValueError(f"levels={config.levels}: 1 or more, and {needed}")
+    positive = "batch_size epochs samples_per_epoch features discriminator_features lr"
+    for name in positive.split():
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name}={getattr(config, name)}: must be more than 0")
+    for name in ("encoder_blocks", "decoder_blocks", "weight_decay", "gamma"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name}={getattr(config, name)}: must not be less than 0")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError(f"steps={config.steps}: 1 or more, or None to count in epochs")
+
+
+def _check_game(config):
+    "ValueError for settings of the adversarial game that cannot be"
+    if config.adversarial not in ADVERSARIAL:
+        raise ValueError(f"adversarial={config.adversarial!r}: one of {', '.join(ADVERSARIAL)}")
+    if unknown := set(config.diff_augment.split(",")) - {"", *AUGMENTATIONS}:
+        raise ValueError(
+            f"diff_augment={config.diff_augment!r}: {min(unknown)!r} is none of "
+            f"{', '.join(AUGMENTATIONS)}"
+        )
+    if config.discriminator_lr is not None and config.discriminator_lr <= 0:
+        raise ValueError(f"discriminator_lr={config.discriminator_lr}: more than 0, or None")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"ema={config.ema}: a decay, from 0 to less than 1")
+
 # %% ../nbs/25_trained_generator.ipynb #5a13a423
 @dataclass(frozen=True)
 class Config(composing.Config):
@@ -60,35 +94,8 @@ class Config(composing.Config):
         for name in ("betas", "strides", "milestones"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         super().__post_init__()
-        if self.image_size % Generator.scale or self.image_size < 16:
-            scale = Generator.scale
-            raise ValueError(f"image_size={self.image_size}: a multiple of {scale}, from 16 up")
-        if not 1 <= self.levels or self.image_size < 3 * 2 ** (self.levels - 1):
-            needed = f"image_size={self.image_size} must be at least 3·2^(levels−1)"
-            raise ValueError(f"levels={self.levels}: 1 or more, and {needed}")
-        self._check_game()
-        positive = "batch_size epochs samples_per_epoch features discriminator_features lr"
-        for name in positive.split():
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
-        for name in ("encoder_blocks", "decoder_blocks", "weight_decay", "gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
-
-    def _check_game(self):
-        if self.adversarial not in ADVERSARIAL:
-            raise ValueError(f"adversarial={self.adversarial!r}: one of {', '.join(ADVERSARIAL)}")
-        if unknown := set(self.diff_augment.split(",")) - {"", *AUGMENTATIONS}:
-            raise ValueError(
-                f"diff_augment={self.diff_augment!r}: {min(unknown)!r} is none of "
-                f"{', '.join(AUGMENTATIONS)}"
-            )
-        if self.discriminator_lr is not None and self.discriminator_lr <= 0:
-            raise ValueError(f"discriminator_lr={self.discriminator_lr}: more than 0, or None")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema}: a decay, from 0 to less than 1")
+        _check_sizes(self)
+        _check_game(self)
 
 # %% ../nbs/25_trained_generator.ipynb #a3d8c09c
 def profile(
