@@ -30,12 +30,12 @@ from hydramix_nb import (
     finishing,
     gan,
     generator,
+    glico,
+    identity,
 )
 
 # %% ../nbs/90_all.ipynb #3fc66ee4
 from hydramix_nb import (
-    glico,
-    identity,
     image_folders,
     losses,
     masks,
@@ -43,8 +43,8 @@ from hydramix_nb import (
     mixing,
     networks,
     own_images,
-    policies,
     photographs,
+    policies,
     published,
     report,
     results,
@@ -63,14 +63,14 @@ from hydramix_nb import (
     wordnet,
 )
 
+# %% ../nbs/90_all.ipynb #3fc66ee4
+#| export
+
 # %% ../nbs/90_all.ipynb #2329668b
-from .toys import KINDS, Scene
 from hydramix_nb.data import (
-    DATASETS,
     ImageSet,
     crop_flip,
     few_shot_indices,
-    image_grid,
     load_images,
     photos,
     show_images,
@@ -92,7 +92,6 @@ from hydramix_nb.masks import (
     show_mask,
 )
 from hydramix_nb.composing import (
-    changed_sources,
     color_moments,
     composition_inputs,
     for_size,
@@ -101,20 +100,18 @@ from hydramix_nb.composing import (
     mixing_mask,
     resize,
 )
-from .generator import Generator, InstanceNorm, ResidualBlock, conv_block
+from .generator import Generator, InstanceNorm, ResidualBlock
 from .discriminator import Discriminator
-from .diff_augment import AUGMENTATIONS
 
 # %% ../nbs/90_all.ipynb #66ccd9bb
 from hydramix_nb.losses import (
-    ADVERSARIAL,
     adversarial_loss,
     laplacian_loss,
     laplacian_pyramid,
     reconstruction_loss,
 )
 from .trained_generator import Trained, composition_rows, game_over, pretrained
-from .gan import discriminator_loss, fit_once, generator_loss
+from .gan import discriminator_loss, generator_loss
 from .mixer import Mixer
 from .policies import POLICIES, Policy
 from hydramix_nb.mixing import (
@@ -128,16 +125,16 @@ from hydramix_nb.mixing import (
     SegMix,
     default_views,
 )
-from .image_folders import claim_folder, folder_name, generate
+from .image_folders import folder_name, generate
 from .chains import Chain, Chance, OneOf, SmoothLabels
 from .networks import network
-from .classifier import Method, evaluate, paired_gain, predict
+from .classifier import Method, Result, evaluate, paired_gain, predict
 
 # %% ../nbs/90_all.ipynb #2633c41c
 from .augmentations import CutMix, Cutout, RandomErasing, cosine_loss
 from .finishing import Ensemble, Teacher, Views
 from .scattering import Scattering
-from .glico import GLICO, fit_latents
+from .glico import GLICO
 from .supermix import SuperMix
 from .diffusemix import DiffuseMix, fractals, read_variants, variant_path
 from .baselines import GENERATORS, METHODS, build
@@ -145,7 +142,7 @@ from .editing import PROMPTS, generate_variants, load_pipeline, tiny_pipeline
 
 # %% ../nbs/90_all.ipynb #54a29e9c
 from .wordnet import Lexicon, Synset, class_synsets, hyponyms_by_class, load_lexicon
-from .clip import Encoder, clip_encoder, fit_pair, load_encoder
+from .clip import Encoder, clip_encoder, load_encoder
 from hydramix_nb.cse import (
     CSE,
     group_by_class,
@@ -157,21 +154,20 @@ from hydramix_nb.cse import (
 
 # %% ../nbs/90_all.ipynb #5a2329f4
 from .cutouts import write_cutouts
-from .scenes import Scenes, n_shot, read_coco, scenes_folder, show_boxes, show_scenes
+from .scenes import Scenes, n_shot, read_coco, scenes_folder, show_boxes
 from .scene_mixing import SceneMix, Squares, fit_generator, generator_profile
-from .backbones import backbone_file, feature_pyramid
+from .backbones import backbone_file
 from .detection import detector, load_detector
 from .crops import CropConfig, multi_crop
 from .selfsupervised import DINO_METHODS, backbone, linear_probe
 
 # %% ../nbs/90_all.ipynb #6dad97bf
 from hydramix_nb.runs import (
-    Lock,
     PLACES,
+    Lock,
     check_choice,
     checked_parameters,
     chosen_device,
-    code_digest,
     find_data,
     import_extra,
     notebook_parameters,
@@ -179,20 +175,19 @@ from hydramix_nb.runs import (
     run_id,
     shared_generator,
 )
-from .execution import Outcome, Task, execute, execute_here
-from .sweeps import describe_failure, find_notebook, summary, sweep
+from .execution import execute
+from .sweeps import find_notebook, summary, sweep
 from .tables import EXPERIMENTS, grid, notebook_of
 from .results import collect, compare, dataset_label, measured, reported, select_runs
 from .report import Table, as_list, experiment, table
 from .figures import bars, curves, save_figure
 
 # %% ../nbs/90_all.ipynb #d32df01d
-from .own_images import fit_square, read_dataset, read_folder, read_image, read_npz
+from .own_images import read_image
 from .photographs import photo
-from .published import PUBLISHED, data_root, read_published
+from .published import data_root
 from hydramix_nb.files import (
     atomic_write,
-    read_header,
     read_json,
     read_tensors,
     tensor_digest,
@@ -202,27 +197,9 @@ from hydramix_nb.files import (
     write_tensors,
     write_text,
 )
-from hydramix_nb.training import (
-    CHECKPOINT,
-    checkpoint_header,
-    epoch_steps,
-    from_profile,
-    seeded,
-    settings_text,
-)
-from .identity import describe, warn_of_reuse
-from hydramix_nb.speed import (
-    Graph,
-    check_memory,
-    free_memory,
-    keep_freed_memory,
-    mixed_precision,
-    n_chunks,
-    optimizer_options,
-    prepare,
-    saved_tensor_bytes,
-    set_lr,
-)
+from .training import epoch_steps, seeded, settings_text
+from .identity import describe
+from .speed import Graph, check_memory, free_memory, prepare
 from .fast_generator import make_fast
 
 # %% ../nbs/90_all.ipynb #d87c4480

@@ -17,7 +17,7 @@ from .chains import Chain
 from .classifier import Method
 from .data import ImageSet
 from .diffusemix import DiffuseMix
-from .glico import GLICO, fit_latents
+from .glico import GLICO, _fit_latents
 from .mixing import ChimeraMix, GridMix, HydraMix, MixUp, MixUpN, NMix, SegMix
 from .policies import POLICIES, Policy
 from .scattering import Scattering
@@ -141,7 +141,7 @@ METHODS = {
     "MixUpN": _mixes(MixUpN),
     "CutMix": _mixes(CutMix),
     "Scattering": _scattering,
-    "GLICO": _mixes(GLICO, fit_latents),
+    "GLICO": _mixes(GLICO, _fit_latents),
     "SuperMix": _mixes(SuperMix, supermix),
     "GridMix": _mixes(GridMix),
     "SegMix": _mixes(SegMix),

@@ -21,20 +21,20 @@ from torch.optim import swa_utils
 from . import training
 from .chains import Chain, Chance, _mixes_labels
 from .data import ImageSet, crop_flip, to_float
-from .identity import describe, warn_of_reuse
+from .identity import describe, _warn_of_reuse
 from .mixer import Mixer
 from .networks import network
 from hydramix_nb.speed import (
     Graph,
     check_memory,
-    keep_freed_memory,
-    saved_tensor_bytes,
-    mixed_precision,
-    optimizer_options,
+    _keep_freed_memory,
+    _saved_tensor_bytes,
+    _mixed_precision,
+    _optimizer_options,
     prepare,
-    set_lr,
+    _set_lr,
 )
-from .training import from_profile, seeded, settings_text
+from .training import _from_profile, seeded, settings_text
 
 # %% ../nbs/32_classifier.ipynb #44b0f9aa
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def profile(
 ) -> Config:
     "The paper's settings for images of this size, or a smaller version of them"
     column = {} if size <= 64 else _STL10
-    return from_profile(Config, PROFILES, name, changes, "a classifier", **column)
+    return _from_profile(Config, PROFILES, name, changes, "a classifier", **column)
 
 
 PROFILES = dict(
@@ -238,7 +238,7 @@ class _Batches(training.Training):
             yield _batch(self.train, index, chain)[0]
 
     def around(self):
-        return keep_freed_memory("freed memory kept" in self.speedups)
+        return _keep_freed_memory("freed memory kept" in self.speedups)
 
 # %% ../nbs/32_classifier.ipynb #38c5db55
 class _Step(_Batches):
@@ -246,7 +246,7 @@ class _Step(_Batches):
 
     def learn(self, index, generated=None):
         "Device work of a step on these images; nothing in it waits for a GPU"
-        with mixed_precision(self.speedups, self.device):
+        with _mixed_precision(self.speedups, self.device):
             images, targets = self.inputs(index, generated)
             loss = self.method.loss(self._forward(images), targets)
         self.update("model", loss)
@@ -279,19 +279,18 @@ class Training(_Step):
         net = _network(train, method, config)
         self.model = self.networks["model"] = net.to(self.device).train()
         self.speedups = prepare([net], fast, recorded=_recordable(method))
-        options = optimizer_options(self.device, config.lr) if self.speedups else dict(lr=config.lr)
-        self.optimizers["model"] = _sgd(net, config, options)
+        fast = _optimizer_options(self.device, config.lr) if self.speedups else {}
+        self.optimizers["model"] = _sgd(net, config, dict(lr=config.lr) | fast)
         self.rates = [float(group["lr"]) for group in self.optimizers["model"].param_groups]
         self._forward = torch.compile(net) if "compiled" in self.speedups else net
         self._graphs = _recorded(self) if "recorded step" in self.speedups else None
         self.average = _averaged(net, config)
-        if self.average is not None:
-            self.networks["average"] = self.average
+        self.networks |= dict(average=self.average) if self.average is not None else {}
 
     def step(self):
         "One step; gives the loss before it, on the device"
         for group, rate in zip(self.optimizers["model"].param_groups, self.rates):
-            set_lr(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
+            _set_lr(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
         index, mixer, learn = self.next_batch(), self.method.mixer, self.learn
         if self._graphs:
             composed = mixer is not None and not self.clean()
@@ -303,8 +302,8 @@ class Training(_Step):
         return losses
 
     def measure(self):
-        self.judged = evaluate(self.result(), self.test)
-        return dict(accuracy=self.judged[0])  # on the test set, in percent
+        self.judged = evaluate(self.result(), self.test)  # on the test set, in percent
+        return dict(accuracy=self.judged[0])
 
 # %% ../nbs/32_classifier.ipynb #955475f8
 @dataclass
@@ -342,7 +341,7 @@ def _step_bytes(config, train):
         net = network(config.network, train.images.shape[1], len(train.classes), config.dropout)
         images = torch.empty(config.batch_size, *train.images.shape[1:])
     weights = sum(p.nbytes for p in net.parameters())
-    return 1.5 * saved_tensor_bytes(lambda: net(images)), 3 * weights
+    return 1.5 * _saved_tensor_bytes(lambda: net(images)), 3 * weights
 
 # %% ../nbs/32_classifier.ipynb #26dd26a5
 def fit(
@@ -388,7 +387,7 @@ def _settings(train, test, method, config, folder):
     "All that decides a result; a warning if part of it is unknown and a checkpoint is there"
     unknown = []
     made_of = dict(method=describe(method, unknown), images=train.digest())
-    warn_of_reuse(folder, unknown)
+    _warn_of_reuse(folder, unknown)
     return settings_text(config=asdict(config), **made_of, **{"test images": test.digest()})
 
 # %% ../nbs/32_classifier.ipynb #77a87480

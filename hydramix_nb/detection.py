@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 # %% ../nbs/54_detection.ipynb #54aa0005
 from . import __version__, training
-from .backbones import backbone_file, feature_pyramid
+from .backbones import backbone_file, _feature_pyramid
 from .files import read_tensors, weights_digest, write_tensors
 from .scene_mixing import SceneMix
 from .scenes import Scenes
 from .speed import check_memory
-from .training import from_profile, seeded, settings_text
+from .training import _from_profile, seeded, settings_text
 
 # %% ../nbs/54_detection.ipynb #f47389dc
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def profile(
     **changes,  # fields of Config to set otherwise
 ) -> Config:
     "The usual recipe, or a smaller version of it"
-    return from_profile(Config, _PROFILES, name, changes, "a detector")
+    return _from_profile(Config, _PROFILES, name, changes, "a detector")
 
 
 _SMALL = dict(network="resnet18", min_size=128, proposals=64, batch_size=2, steps=300)
@@ -95,7 +95,7 @@ def detector(
         raise ValueError(
             f"network {config.network!r}: a ResNet of torchvision ({', '.join(networks)})"
         )
-    body = feature_pyramid(config.network, backbone_file(backbone, config.network))
+    body = _feature_pyramid(config.network, backbone_file(backbone, config.network))
     sides = [max(1, round(s * config.min_size / 800)) for s in (32, 64, 128, 256, 512)]
     return FasterRCNN(
         body,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .data import ImageSet, to_float, to_uint8
 from .diffusemix import variant_path
 from .files import weights_digest, write_png
-from .image_folders import claim_folder, folder_name
+from .image_folders import _claim_folder, folder_name
 from .training import seeded
 
 # %% ../nbs/39_editing.ipynb #a7a88db2
@@ -266,7 +266,7 @@ def generate_variants(
     folder, prompts = Path(folder).expanduser(), list(prompts)
     _check_edits(train, prompts, template)
     settings = dict(size=size, steps=steps, guidance=guidance, image_guidance=image_guidance)
-    claim_folder(folder, _provenance(pipeline, template, seed, settings))
+    _claim_folder(folder, _provenance(pipeline, template, seed, settings))
     jobs = []
     for i, (image, label) in enumerate(zip(train.images, train.labels.tolist(), strict=True)):
         for prompt in prompts:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 # %% ../nbs/30_mixing.ipynb #7d796887
 from . import composing, gan
 from .data import ImageSet, crop_flip, to_float, to_uint8
-from .files import read_header
+from .files import _read_header
 from .generator import Generator
 from .identity import describe
 from .masks import downsample
@@ -170,7 +170,7 @@ class _Views(Mixer):
         "Images [n] changed by the policy, cropped and flipped, and their label maps"
         if self.policy is not None:
             changed = self.train.images[index]
-            return composing.changed_sources(changed, self.policy, self.config)
+            return composing._changed_sources(changed, self.policy, self.config)
         images, segments = to_float(self.images[index]), self.segments[index]
         return crop_flip(images, segments) if self.config.augment else (images, segments)
 
@@ -425,9 +425,9 @@ def load(
     "Put a saved mixer together again; ValueError if the file is none or holds only a generator"
     path = Path(path).expanduser()
     try:
-        header, trained = read_header(path, "mixer"), None
+        header, trained = _read_header(path, "mixer"), None
     except ValueError:
-        header = read_header(path, "generator")
+        header = _read_header(path, "generator")
         if "mixer" not in header:
             raise ValueError(
                 f"{path} holds a generator without a mixer: HydraMix(gan.load(…), train) makes one"

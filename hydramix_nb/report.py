@@ -17,7 +17,7 @@ from pathlib import Path
 from .files import write_text
 from .results import compare, measured, select_runs, _VARIED, _counterpart
 from .runs import run_id
-from .sweeps import describe_failure, plan, sweep
+from .sweeps import _describe_failure, plan, sweep
 from .tables import EXPERIMENTS, grid, notebook_of
 
 # %% ../nbs/66_report.ipynb #90af3be5
@@ -298,7 +298,7 @@ def _do_missing(name, options, asked, out, device, data_root, progress):
     tasks = plan(notebook_of(name), runs, out, device=device, data_root=data_root)
     for outcome in sweep(tasks, progress=progress, **options):
         if outcome.state == "failed":
-            print("failed:", describe_failure(outcome))
+            print("failed:", _describe_failure(outcome))
 
 # %% ../nbs/66_report.ipynb #5af523d3
 def _counted(name, asked, there):

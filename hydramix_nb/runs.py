@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'import_extra', 'notebook_parameters', 'check_choice', 'checked_parameters', 'run_id', 'find_data',
-           'code_digest', 'chosen_device', 'provenance', 'Lock', 'shared_generator']
+           'chosen_device', 'provenance', 'Lock', 'shared_generator']
 
 # %% ../nbs/60_runs.ipynb #e60bb580
 import ast
@@ -134,10 +134,10 @@ def find_data(
     root=None,  # folder of the data sets; None: $HYDRAMIX_DATA, else ~/.cache/hydramix
 ):  # path of its file or folder; None for a data set that is drawn
     "Find the files of a data set; FileNotFoundError says where they were looked for"
-    from hydramix_nb.published import PUBLISHED, data_root
+    from hydramix_nb.published import _PUBLISHED, data_root
 
     _, colon, path = name.partition(":")
-    if not colon and name not in PUBLISHED:
+    if not colon and name not in _PUBLISHED:
         return None
     root = data_root(root)
     places = [Path(path).expanduser(), root / path] if colon else _published_places(name, root)
@@ -176,7 +176,7 @@ def _content_digest(place, kept):
 
 # %% ../nbs/60_runs.ipynb #a30665d3
 @functools.cache
-def code_digest() -> str:  # 12 hex digits
+def _code_digest() -> str:  # 12 hex digits
     "Digest of the library's source: equal where the code is equal"
     h = hashlib.sha256()
     for path in sorted(Path(hydramix_nb.__file__).parent.glob("*.py")):
@@ -241,7 +241,7 @@ def provenance(
         device=_device_name(device),
         version=__version__,
         commit=_commit(),
-        code=code_digest(),
+        code=_code_digest(),
         torch=torch.__version__,
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )

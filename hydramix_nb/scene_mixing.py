@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/52_scene_mixing.ipynb #52aa0005
 from . import gan
-from .data import ImageSet, image_grid, to_float
+from .data import ImageSet, _image_grid, to_float
 from .generator import Generator
 from .masks import box_mask
 from .scenes import Scenes
@@ -294,7 +294,7 @@ class _SceneTraining(gan.Training):
         first = torch.arange(min(6, len(self.squares)), device=self.device)
         index = _partners(self.squares.holds, first, self.config.n_images)
         rows = gan.composition_rows(self.generator, *self.draw(index))
-        grid = image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
+        grid = _image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
         return "compositions", torch.from_numpy(grid).permute(2, 0, 1)
 
 # %% ../nbs/52_scene_mixing.ipynb #2c2cdf69
@@ -326,7 +326,7 @@ def fit_generator(
             f"there is not a single box in {len(squares)} images: masks are made of boxes"
         )
     settings = settings_text(config=asdict(config), scenes=squares.digest())
-    return gan.fit_once(
+    return gan._fit_once(
         lambda: _SceneTraining(squares, config),
         squares.centres(),
         config,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from . import classifier, training
 from .crops import CropConfig, multi_crop
 from .data import ImageSet, to_float
-from .training import from_profile, seeded, settings_text
+from .training import _from_profile, seeded, settings_text
 
 # %% ../nbs/56_selfsupervised.ipynb #1ce62fde
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def profile(
 ) -> Config:
     "The original's settings for images of this size, or a smaller version of them"
     own_size = dict(network="wrn-16-8", global_size=max(size, 8), local_size=max(size // 2, 8))
-    return from_profile(
+    return _from_profile(
         Config, _PROFILES, name, changes, "DINO", **(own_size if size <= 64 else {})
     )
 

@@ -27,7 +27,7 @@ from hydramix_nb.runs import (
     run_id,
     _check_device,
 )
-from .sweeps import describe_failure, find_notebook, plan, summary, sweep
+from .sweeps import _describe_failure, find_notebook, plan, summary, sweep
 
 # %% ../nbs/64_tables.ipynb #e0b8e327
 _TABLE_1 = [
@@ -124,7 +124,7 @@ def _check_run(p):
     for name in (p["dataset"], p["generator_dataset"]):
         kind, colon, _ = name.partition(":")
         if name:
-            check_choice(f"{kind}:PATH" if colon else name, data.DATASETS, "data set")
+            check_choice(f"{kind}:PATH" if colon else name, data._DATASETS, "data set")
     for name, (low, high) in _RANGES.items():
         if not low <= p[name] <= high:
             raise ValueError(f"{name}={p[name]}: from {low} to {high}")
@@ -417,7 +417,7 @@ def _report_end(outcomes, folder):
     print(f"{done} of {len(outcomes)} runs are done, in {folder}")
     for o in outcomes:
         if o.state == "failed":
-            print(f"  failed: {describe_failure(o)}")
+            print(f"  failed: {_describe_failure(o)}")
     if done < len(outcomes):
         print("the executed notebooks in those folders show where; --retry does them again")
     return done == len(outcomes)

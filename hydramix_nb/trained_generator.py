@@ -18,13 +18,13 @@ import torch.nn.functional as F
 import hydramix_nb
 from . import __version__, composing
 from .data import to_float
-from .diff_augment import AUGMENTATIONS
+from .diff_augment import _AUGMENTATIONS
 from .fast_generator import make_fast
 from .files import read_tensors, write_tensors
 from .generator import Generator
-from .losses import ADVERSARIAL
+from .losses import _ADVERSARIAL
 from .masks import color_owners, mask_to_owners
-from .training import CHECKPOINT, from_profile
+from .training import _CHECKPOINT, _from_profile
 
 # %% ../nbs/25_trained_generator.ipynb #5a13a422
 def _check_sizes(config):
@@ -48,12 +48,12 @@ def _check_sizes(config):
 
 def _check_game(config):
     "ValueError for settings of the adversarial game that cannot be"
-    if config.adversarial not in ADVERSARIAL:
-        raise ValueError(f"adversarial={config.adversarial!r}: one of {', '.join(ADVERSARIAL)}")
-    if unknown := set(config.diff_augment.split(",")) - {"", *AUGMENTATIONS}:
+    if config.adversarial not in _ADVERSARIAL:
+        raise ValueError(f"adversarial={config.adversarial!r}: one of {', '.join(_ADVERSARIAL)}")
+    if unknown := set(config.diff_augment.split(",")) - {"", *_AUGMENTATIONS}:
         raise ValueError(
             f"diff_augment={config.diff_augment!r}: {min(unknown)!r} is none of "
-            f"{', '.join(AUGMENTATIONS)}"
+            f"{', '.join(_AUGMENTATIONS)}"
         )
     if config.discriminator_lr is not None and config.discriminator_lr <= 0:
         raise ValueError(f"discriminator_lr={config.discriminator_lr}: more than 0, or None")
@@ -107,7 +107,7 @@ def profile(
     column = asdict(composing.for_size(size))
     if size > 64:
         column |= dict(batch_size=8, samples_per_epoch=30)
-    return from_profile(Config, PROFILES, name, changes, "a generator", **column)
+    return _from_profile(Config, PROFILES, name, changes, "a generator", **column)
 
 
 PROFILES = dict(
@@ -189,7 +189,7 @@ def load(
 ) -> Trained:
     "Read a trained generator. FileNotFoundError or ValueError where it is not there or not one"
     path = _weights_path(path)
-    if not path.exists() and (path.parent / CHECKPOINT).exists():
+    if not path.exists() and (path.parent / _CHECKPOINT).exists():
         raise FileNotFoundError(
             f"{path.parent} holds a training that is not finished: "
             "gan.fit with the same settings and folder finishes it"

@@ -143,7 +143,7 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path):
         fit(TRAIN, **options)
     assert signal.getsignal(signal.SIGINT) is before
     assert (
-        files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"]
+        files._read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"]
         == "7"
     )
     assert same(whole, fit(TRAIN, **options))
@@ -257,7 +257,7 @@ def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path)
             progress=False,
         )
     assert (
-        files.read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"]
+        files._read_header(tmp_path / "checkpoint.safetensors", "classifier checkpoint")["done"]
         == "5"
     )
     assert all(

@@ -176,9 +176,9 @@ def test_trained_pair_repeats_and_learns():
         plain(*BANDS, n=10, size=16).clone(), torch.arange(3).repeat_interleave(10), BANDS
     )
     texts = {c: f"{c} : a {c} picture" for c in BANDS}
-    a, b = (clip.fit_pair(data, texts, steps=30) for _ in range(2))
+    a, b = (clip._fit_pair(data, texts, steps=30) for _ in range(2))
     assert a.name == b.name
     similarity = a.encode_images(data.images) @ a.encode_texts(texts.values()).T
     assert (similarity.argmax(1) == data.labels).float().mean() > 0.9
     with pytest.raises(ValueError, match="no text for class 'blue'"):
-        clip.fit_pair(data, dict(red="x", green="y"))
+        clip._fit_pair(data, dict(red="x", green="y"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hydramix_nb import baselines, classifier, diffusemix, editing, sweeps
-from hydramix_nb.data import ImageSet, fit_square, load_images, to_float
+from hydramix_nb.data import ImageSet, _fit_square, load_images, to_float
 from hydramix_nb.diffusemix import (
     DiffuseMix,
     _blend,
@@ -157,7 +157,7 @@ def test_larger_and_grey_doubles_are_brought_to_the_form_of_the_originals(tmp_pa
     assert images.shape == (6, 2, 1, 16, 16) and prompts == ["colour", "large"]
     expected = (grey.images.float() + (grey.images // 2).float() + (grey.images // 4).float()) / 3
     assert (images[:, 0] - expected).abs().max() <= 0.5
-    assert torch.equal(images[:, 1], fit_square(enlarged(grey.images), 16))
+    assert torch.equal(images[:, 1], _fit_square(enlarged(grey.images), 16))
 
 
 def test_unfinished_folders_are_named(tmp_path):

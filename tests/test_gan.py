@@ -43,7 +43,7 @@ def same_state(a, b):
 
 
 def checkpoint(folder):
-    return files.read_tensors(folder / gan.CHECKPOINT, "checkpoint")
+    return files.read_tensors(folder / gan._CHECKPOINT, "checkpoint")
 
 
 def script(code, *args, **options):
@@ -74,15 +74,15 @@ def test_killed_and_resumed(train, tmp_path):
         "gan.fit(train, config, folder=folder, checkpoint_minutes=0, progress=False)",
         tmp_path / "killed",
     )
-    killed, path = tmp_path / "killed", tmp_path / "killed" / gan.CHECKPOINT
+    killed, path = tmp_path / "killed", tmp_path / "killed" / gan._CHECKPOINT
     deadline = time.monotonic() + 900
     while run.poll() is None and time.monotonic() < deadline:
-        if path.exists() and int(files.read_header(path, "checkpoint")["done"]) >= 3:
+        if path.exists() and int(files._read_header(path, "checkpoint")["done"]) >= 3:
             break
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     output, _ = run.communicate()
-    done = int(files.read_header(path, "checkpoint")["done"])
+    done = int(files._read_header(path, "checkpoint")["done"])
     assert run.returncode == -signal.SIGKILL, output
     assert 3 <= done < 30
     resumed = gan.fit(train, CONFIG, folder=killed, progress=False)
@@ -109,13 +109,13 @@ except OSError as e: print("OSError", e)
         tmp_path,
     )
     output, _ = run.communicate(timeout=900)
-    assert "OSError" in output and gan.CHECKPOINT in output, output
+    assert "OSError" in output and gan._CHECKPOINT in output, output
     assert checkpoint(tmp_path)[1]["done"] == "4"
     assert not list(tmp_path.glob(".*"))
 
 
 def test_leftovers_of_a_killed_write_do_no_harm(train, tmp_path):
-    (tmp_path / f".{gan.CHECKPOINT}.1.partial").write_bytes(b"half a check")
+    (tmp_path / f".{gan._CHECKPOINT}.1.partial").write_bytes(b"half a check")
     gan.fit(train, replace(CONFIG, steps=1), folder=tmp_path, progress=False)
     assert gan.load(tmp_path).history
 
@@ -146,7 +146,7 @@ def test_ctrl_c_without_a_folder_and_twice_with_one(train, tmp_path, monkeypatch
             with pytest.raises(KeyboardInterrupt):
                 gan.fit(train, CONFIG, folder=folder, progress=False)
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert not (tmp_path / gan.CHECKPOINT).exists()
+        assert not (tmp_path / gan._CHECKPOINT).exists()
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -166,14 +166,14 @@ def test_checkpoint_of_another_architecture(train, tmp_path):
         {k: v for k, v in tensors.items() if k != name},
         {k: v for k, v in tensors.items() if k != "order"},
     ):
-        files.write_tensors(tmp_path / gan.CHECKPOINT, wrong, header)
+        files.write_tensors(tmp_path / gan._CHECKPOINT, wrong, header)
         with pytest.raises(ValueError, match="another architecture"):
             gan.fit(train, config, folder=tmp_path, progress=False)
 
 
 def test_a_generator_is_not_a_checkpoint(train, tmp_path):
     trained = gan.fit(train, replace(CONFIG, steps=1), progress=False)
-    trained.save(tmp_path / gan.CHECKPOINT)
+    trained.save(tmp_path / gan._CHECKPOINT)
     with pytest.raises(ValueError, match="holds a generator, not a checkpoint"):
         gan.fit(train, CONFIG, folder=tmp_path, progress=False)
 
@@ -259,7 +259,7 @@ def test_a_lost_game_is_said_once(train, tmp_path, monkeypatch):
         trained = gan.fit(train, config, folder=tmp_path, progress=False)
     assert len([w for w in said if "has won" in str(w.message)]) == 1
     assert trained.game_over == gan.load(tmp_path).game_over == 1
-    assert files.read_header(tmp_path / "generator.safetensors", "generator")["game_over"] == "1"
+    assert files._read_header(tmp_path / "generator.safetensors", "generator")["game_over"] == "1"
 
 
 def test_watching_changes_nothing(train):

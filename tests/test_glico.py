@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hydramix_nb.data import ImageSet
-from hydramix_nb.glico import GLICO, fit_latents
+from hydramix_nb.glico import GLICO, _fit_latents
 
 
 def pictures(n=9, classes=3, size=16, channels=3, seed=0):
@@ -16,7 +16,7 @@ def pictures(n=9, classes=3, size=16, channels=3, seed=0):
 
 @pytest.mark.parametrize("size", [72, 96])
 def test_glicos_larger_generator(size):
-    generator, latents = fit_latents(
+    generator, latents = _fit_latents(
         pictures(4, 2, size), steps=1, latent=8, features=4, progress=False
     )
     assert generator(latents).shape == (4, 3, size, size) and not generator.training

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hydramix_nb.data import load_images
-from hydramix_nb.own_images import fit_square, read_image
+from hydramix_nb.own_images import _fit_square, read_image
 
 RNG = np.random.RandomState(0)
 
@@ -96,15 +96,15 @@ def test_images_that_have_no_eight_bits(tmp_path):
 @pytest.mark.parametrize("size", [1, 16, 32, 64])
 def test_fit_square(shape, size):
     x = torch.full((2, 3, *shape), 77, dtype=torch.uint8)
-    assert torch.equal(fit_square(x, size), torch.full((2, 3, size, size), 77, dtype=torch.uint8))
+    assert torch.equal(_fit_square(x, size), torch.full((2, 3, size, size), 77, dtype=torch.uint8))
 
 
 def test_fit_square_keeps_the_middle():
     x = torch.zeros(1, 1, 32, 96, dtype=torch.uint8)
     x[..., 32:64] = 200
-    assert (fit_square(x, 32) == 200).all() and fit_square(x, 16)[..., 2:-2].eq(200).all()
+    assert (_fit_square(x, 32) == 200).all() and _fit_square(x, 16)[..., 2:-2].eq(200).all()
     with pytest.raises(ValueError, match="at least 1"):
-        fit_square(x, 0)
+        _fit_square(x, 0)
 
 
 # ------------------------------------------------------------------ folders
