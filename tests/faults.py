@@ -34,7 +34,7 @@ import torch
 
 from hydramix_nb import baselines, classifier, execution, gan, sweeps
 from hydramix_nb.data import load_images
-from hydramix_nb.files import read_json, weights_digest, write_json
+from hydramix_nb.files import read_json, read_tensors, tensor_digest, weights_digest, write_json
 
 WITHOUT = {"DiffuseMix": "needs images that a diffusion model has edited"}
 METHODS = [name for name in baselines.METHODS if name not in WITHOUT]
@@ -203,7 +203,8 @@ def table(out):
     rows = {}
     for file in sorted(out.glob("classify/*/result.json")):
         row = {k: v for k, v in read_json(file).items() if k not in TIMES}
-        row["weights"] = (file.parent / "classifier.safetensors").read_bytes()
+        weights, _ = read_tensors(file.parent / "classifier.safetensors", "classifier")
+        row["weights"] = tensor_digest(weights.values(), *weights)
         rows[file.parent.name] = row
     return rows
 
