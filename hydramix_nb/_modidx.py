@@ -682,6 +682,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._entries': ('own_images.html#_entries', 'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._fit_square': ('own_images.html#_fit_square', 'hydramix_nb/own_images.py'),
+                                        'hydramix_nb.own_images._labelled_npz': ( 'own_images.html#_labelled_npz',
+                                                                                  'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._listed_classes': ( 'own_images.html#_listed_classes',
                                                                                     'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._name_of_path': ( 'own_images.html#_name_of_path',

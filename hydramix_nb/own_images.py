@@ -285,7 +285,7 @@ def _npz_keep(a, path):
         return torch.from_numpy(a[k])
 
 # %% ../nbs/01_own_images.ipynb #a1c0f026
-def _read_npz(path, classes=None):
+def _labelled_npz(path, classes=None):
     "Images, labels and classes of one npz file, whose classes must be those given"
     a = _npz_arrays(path)
     missing = [k for k in ("images", "labels") if k not in a]
@@ -333,7 +333,7 @@ def _read_npz(
         if not files:
             raise FileNotFoundError(f"{path} has no {split}.npz")
         file, classes = files[0], None if split == "train" else _train_classes(path / "train.npz")
-    images, labels, classes = _read_npz(file, classes)
+    images, labels, classes = _labelled_npz(file, classes)
     _check_two(classes, file)
     return images, labels, classes
 
