@@ -63,7 +63,7 @@ from hydramix_nb import (
     wordnet,
 )
 
-# %% ../nbs/90_all.ipynb #3fc66ee4
+# %% ../nbs/90_all.ipynb #6fab79dd
 #| export
 
 # %% ../nbs/90_all.ipynb #2329668b
