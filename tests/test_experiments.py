@@ -79,7 +79,10 @@ def tiny(path, known):
             for name, value in dict(TABLE, **OTHERS.get(path.stem, {}), profile="tiny").items()
             if name in known
         }
-    settings = dict(QUICKSTART, test_images=50) if path.stem == "quickstart" else {}
+    own = dict(
+        quickstart=dict(QUICKSTART, test_images=50), recipe=dict(seeds=[100, 101], judged=50)
+    )
+    settings = own.get(path.stem, {})
     return {
         name: value
         for name, value in dict(settings, profile="tiny").items()
