@@ -50,7 +50,7 @@ _AUGMENTATIONS = dict(
 )
 
 
-@torch.compiler.disable  # compiled code would draw other numbers
+@torch._disable_dynamo  # compiled code would draw other numbers; imports no compiler
 def _draw(n, device):
     "Seven numbers for each of n images, uniform in 0…1, [7,n,1,1,1]"
     return torch.rand(7, n, 1, 1, 1, device=device)

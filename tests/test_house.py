@@ -4,6 +4,8 @@ and cells are short, public names are few, and hydramix_nb.all lists them."""
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -137,6 +139,13 @@ def test_imports_stand_alone_in_their_cells(path):
         body = ast.parse(python_of(cell.source)).body
         kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in body}
         assert len(kinds) < 2, f"imports and other code in one cell:\n{cell.source}"
+
+
+def test_importing_everything_leaves_heavy_modules_alone():
+    heavy = ["torch._dynamo", "torchvision", "scipy.stats"]
+    program = "import sys, hydramix_nb.all; print([m for m in sys.argv[1:] if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 # size
