@@ -52,18 +52,10 @@ def check(condition, text):
 # processes
 
 
-def forked(work, log):
-    "Do work in a process of its own, at the head of its own group; its id"
-    pid = os.fork()
-    if pid:
-        return pid
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def work_and_exit(work):
+    "Do work in a process that was forked, and end it: status 1 where the work fails"
     code = 1
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
         work()
         code = 0
     except BaseException:
@@ -71,6 +63,23 @@ def forked(work, log):
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def forked(work, log):
+    "Do work in a process of its own, at the head of its own group; its id"
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def logged():
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        work()
+
+    work_and_exit(logged)
 
 
 def ended(pid, seconds=300):
@@ -143,32 +152,29 @@ class DeadKernelError(RuntimeError):
     "As a worker's end is called where it is a Jupyter kernel"
 
 
+def run_cells(nb, parameters, sweep):
+    "Run a notebook's cells in this process, as a kernel does"
+    for number in os.listdir("/proc/self/fd"):  # a kernel does not inherit the lock
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{number}").endswith(".lock"):
+                os.close(int(number))
+    threading.Thread(target=end_with, args=[sweep], daemon=True).start()
+    space = dict(__name__="__main__")
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, cell.id, "exec"), space)
+            if "parameters" in cell.metadata.get("tags", []):
+                space |= parameters
+    plt.close("all")
+
+
 def execute_forked(notebook, output, parameters, cwd=None):
     "In the place of `execution._execute_notebook`: the cells run in a forked process"
     nb = nbformat.reads(notebook, 4)
     sweep = os.getpid()
     pid = os.fork()
     if pid == 0:
-        code = 1
-        try:
-            for number in os.listdir("/proc/self/fd"):  # a kernel does not inherit the lock
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/self/fd/{number}").endswith(".lock"):
-                        os.close(int(number))
-            threading.Thread(target=end_with, args=[sweep], daemon=True).start()
-            space = dict(__name__="__main__")
-            for cell in nb.cells:
-                if cell.cell_type == "code":
-                    exec(compile(cell.source, cell.id, "exec"), space)
-                    if "parameters" in cell.metadata.get("tags", []):
-                        space |= parameters
-            plt.close("all")
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
+        work_and_exit(functools.partial(run_cells, nb, parameters, sweep))
     status = os.waitpid(pid, 0)[1]
     Path(output).write_text(notebook)
     if os.WIFSIGNALED(status):
