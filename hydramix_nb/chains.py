@@ -11,16 +11,13 @@ import torch.nn.functional as F
 
 # %% ../nbs/31_chains.ipynb #83fef768
 from .data import ImageSet
-from .mixer import _like
+from .mixer import Mixer, _like
 
 # %% ../nbs/31_chains.ipynb #c1715c04
 def _name(link):
     "A link in a word, for the list"
-    if hasattr(link, "trained") and hasattr(link, "train"):
-        settings = [f"{name}={getattr(link, name)}" for name in link._settings]
-        if link.policy:
-            settings.append(f"policy={link.policy}")
-        return f"{type(link).__name__}({', '.join(settings)})"
+    if isinstance(link, Mixer):
+        return link._short_repr()
     return getattr(link, "__name__", None) or repr(link)
 
 

@@ -189,13 +189,6 @@ def _batch(train, index, chain):
     "Images and targets as the chain makes them of real images"
     return chain(to_float(train.images[index]), train.labels[index])
 
-
-def _flipped_batch(train, index, method, augment, generated):
-    "The batch of a method whose coin has been flipped: the mixer's, or the real one"
-    images, labels = to_float(train.images[index]), train.labels[index]
-    images = crop_flip(images) if augment else images
-    return (method.mixer(labels) if generated else images), labels
-
 # %% ../nbs/32_classifier.ipynb #4c78c641
 def _recordable(method):
     "Whether a step is all device work, apart from the mixer's coin"
@@ -225,10 +218,10 @@ class _Batches(training.Training):
 
     def inputs(self, index, generated=None):
         "Images and targets of a step; `generated` is the mixer's coin where it was flipped before"
-        if generated is not None:
-            augment = self.config.augment
-            return _flipped_batch(self.train, index, self.method, augment, generated)
-        return _batch(self.train, index, self.real if self.clean() else self.chain)
+        if generated is None:
+            return _batch(self.train, index, self.real if self.clean() else self.chain)
+        images, labels = _batch(self.train, index, self.real)
+        return (self.method.mixer(labels) if generated else images), labels
 
     def _batches(self, most):
         "Batches of the last kind, for the statistics of batch-norm"

@@ -139,6 +139,20 @@ def _changed_sources(
     maps, _ = _mixer_maps(changed, config)
     return to_float(resize(changed, config.image_size)), maps
 
+
+def _sources(
+    images: torch.Tensor,  # images, uint8 [m,C,S,S]; with a policy, the data's own [m,C,H,H]
+    segments: torch.Tensor,  # label maps of the same images, integer [m,S,S]; with a policy, none
+    index: torch.Tensor,  # positions of the wanted images, int64 [n]
+    config: Config,  # augment, and how images are segmented
+    policy=None,  # function from images uint8 [n,C,H,H] to changed ones
+) -> tuple:  # images, float [n,C,S,S] in −1…1; label maps, integer [n,S,S]
+    "Gather images with their segments, changed by the policy, cropped and flipped"
+    if policy is not None:
+        return _changed_sources(images[index], policy, config)
+    x, maps = to_float(images[index]), segments[index]
+    return crop_flip(x, maps) if config.augment else (x, maps)
+
 # %% ../nbs/12_composing.ipynb #8198c184
 def composition_inputs(
     images: torch.Tensor,  # images, uint8 [n,C,S,S], enlarged or not
@@ -150,13 +164,7 @@ def composition_inputs(
     policy=None,  # change of images uint8 [b,C,H,W]; with one, images are the data's own
 ) -> tuple:  # I, float [B,N,C,S,S] in −1…1; M, float [B,N,size,size], one-hot over N
     "Images and mask of a batch of compositions: gather, crop and flip, reduce, draw (3.2)"
-    flat = index.flatten()
-    if policy is not None:
-        x, maps = _changed_sources(images[flat], policy, config)
-    else:
-        x, maps = to_float(images[flat]), segments[flat]
-        if config.augment:
-            x, maps = crop_flip(x, maps)
+    x, maps = _sources(images, segments, index.flatten(), config, policy)
     maps = downsample(maps, size).unflatten(0, index.shape)
     return x.unflatten(0, index.shape), mixing_mask(maps, config, n_segments)
 

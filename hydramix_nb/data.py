@@ -471,10 +471,9 @@ def load_images(
         name = _name_of_path(name)
     if isinstance(name, str):
         data = _load_named(name, split, root, download, size, few)
-    elif hasattr(name, "images") and hasattr(name, "labels"):
-        data = name.few_shot(*few) if few else name
     else:
-        data = ImageSet(*_read_dataset(name, size))
+        is_set = hasattr(name, "images") and hasattr(name, "labels")
+        data = name if is_set else ImageSet(*_read_dataset(name, size))
         data = data.few_shot(*few) if few else data
     if size is None or data.images.shape[-2:] == (size, size):
         return data

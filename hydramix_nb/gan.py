@@ -270,10 +270,10 @@ class _Watched(_Compositions):
         figures = dict(lr=float(self.optimizers["generator"].param_groups[0]["lr"]))
         with seeded(self.config.seed, self.device):
             figures |= self._game()
-        history = [*self.history, dict(step=self.done, **figures)]
-        if game_over(history) and not game_over(self.history):
+        since = game_over([*self.history, dict(step=self.done, **figures)])
+        if since and not game_over(self.history):
             warnings.warn(
-                f"the discriminator has won: since step {game_over(history)} its verdicts are "
+                f"the discriminator has won: since step {since} its verdicts are "
                 f"{figures['D_real']:.2f} on images and {figures['D_fake']:.2f} on compositions, "
                 "and the generator learns next to nothing from them; a way out: "
                 "gan.profile('alive'), or diff_augment and adversarial='hinge' (26_gan)",

@@ -88,11 +88,14 @@ class _Described:
     _settings = ()  # arguments that put the mixer together again
     _derived = ("_range",)  # attributes that follow from others
 
-    def __repr__(self):
+    def _short_repr(self):
+        "Kind and settings, without images and range"
         settings = [f"{name}={getattr(self, name)}" for name in self._settings]
         settings += [f"policy={self.policy}"] if self.policy else []
-        settings = ", ".join(settings)
-        return f"{type(self).__name__}({settings}) of {self.train}; images in {self._range}"
+        return f"{type(self).__name__}({', '.join(settings)})"
+
+    def __repr__(self):
+        return f"{self._short_repr()} of {self.train}; images in {self._range}"
 
     def _spec(self):
         if "_settings" not in vars(type(self)):

@@ -37,8 +37,29 @@ def _own_segments(train, policy):
         )
     return own
 
+# %% ../nbs/30_mixing.ipynb #a928ded5
+class _Sources(Mixer):
+    "The images that a mixer composes, at the size of its config, and their segments"
+
+    def _prepare_sources(self, policy, cache):
+        self.policy, own = policy, _own_segments(self.train, policy)
+        self.images = composing.resize(self.train.images, self.config.image_size)
+        maps = composing._mixer_maps(self.train.images, self.config, cache, own)
+        self.segments, self.n_segments = maps
+
+    def _sources(self):
+        "Images and label maps to draw from; a policy sees the images as they are, unsegmented"
+        return (self.images, self.segments) if self.policy is None else (self.train.images, None)
+
+    def _inputs(self, index, side):
+        "Images and mask of compositions of fresh crops, see `composing.composition_inputs`"
+        n_segments = self.n_segments if self.policy is None else None
+        return composing.composition_inputs(
+            *self._sources(), index, self.config, side, n_segments, self.policy
+        )
+
 # %% ../nbs/30_mixing.ipynb #a928ded6
-class PixelMix(Mixer):
+class PixelMix(_Sources):
     "Pixels of N images put together under a mask, without a generator (4.6)"
 
     _settings, _derived = ("config",), ("_range", "images")
@@ -56,19 +77,11 @@ class PixelMix(Mixer):
         super().__init__(train, mean=mean, std=std)
         size = train.images.shape[-1]
         config = config or composing.for_size(size)
-        self.policy = policy
         self.config, self.n_images, self.size = config, config.n_images, size
-        self.images = composing.resize(train.images, config.image_size)
-        own = _own_segments(train, policy)
-        maps = composing._mixer_maps(train.images, config, cache, own)
-        self.segments, self.n_segments = maps
+        self._prepare_sources(policy, cache)
 
     def mix(self, index):
-        side = self.config.image_size
-        inputs = self.images, self.segments, index, self.config, side, self.n_segments
-        if self.policy is not None:
-            inputs = self.train.images, None, index, self.config, side, None, self.policy
-        images, mask = composing.composition_inputs(*inputs)
+        images, mask = self._inputs(index, self.config.image_size)
         mixed = (images * mask[:, :, None]).sum(1)
         return composing.resize(mixed, self.size, self.config.reduce)
 
@@ -143,7 +156,7 @@ def _match_colors(mixed, moments, mask):
     return composing.match_colors(mixed, (moments * mask[:, :, None]).sum(1))
 
 # %% ../nbs/30_mixing.ipynb #5e9d6b6e
-class _Views(Mixer):
+class _Views(_Sources):
     "Crops and flips of the images, encoded once"
 
     @torch.no_grad()
@@ -159,20 +172,14 @@ class _Views(Mixer):
             moments = torch.empty(n, 2 * self.images.shape[1], side, side, device=device)
         for start in range(0, n, 256):
             part = slice(start, start + 256)
-            images, segments = self._view(index[part])
+            images, segments = composing._sources(
+                *self._sources(), index[part], self.config, self.policy
+            )
             features[part] = self.generator.encode(images)
             maps[part] = downsample(segments, side)
             if self.match_colors:
                 moments[part] = composing.color_moments(images, Generator.scale)
         return features, maps, moments
-
-    def _view(self, index):
-        "Images [n] changed by the policy, cropped and flipped, and their label maps"
-        if self.policy is not None:
-            changed = self.train.images[index]
-            return composing._changed_sources(changed, self.policy, self.config)
-        images, segments = to_float(self.images[index]), self.segments[index]
-        return crop_flip(images, segments) if self.config.augment else (images, segments)
 
 # %% ../nbs/30_mixing.ipynb #4e5871d0
 class _Compositions(_Views):
@@ -190,10 +197,7 @@ class _Compositions(_Views):
     def _mix_crops(self, index):
         "A composition of fresh crops of the images [B,N]"
         side = self.config.image_size // Generator.scale
-        inputs = self.images, self.segments, index, self.config, side, self.n_segments
-        if self.policy is not None:
-            inputs = self.train.images, None, index, self.config, side, None, self.policy
-        images, mask = composing.composition_inputs(*inputs)
+        images, mask = self._inputs(index, side)
         mixed = self.generator(images, mask)
         if self.match_colors:
             mixed = _match_colors(mixed, composing.color_moments(images, Generator.scale), mask)
@@ -239,13 +243,11 @@ class HydraMix(_Compositions):
             setattr(self, name, getattr(self.config, name))
         _check_channels(trained, train)
         self.trained, self.size, self.views = trained, train.images.shape[-1], views
-        self.seed, self.match_colors, self.policy = seed, match_colors, policy
+        self.seed, self.match_colors = seed, match_colors
         self.generator = _on(trained.generator, train.device)
         if views is not None:
             _check_views(views, len(train), self.config, train.device)
-        self.images = composing.resize(train.images, self.config.image_size)
-        found_by = self.config, cache, _own_segments(train, policy)
-        self.segments, self.n_segments = composing._mixer_maps(train.images, *found_by)
+        self._prepare_sources(policy, cache)
         if views is not None:
             with seeded(seed, train.device):
                 self.features, self.maps, self.moments = self._encode_views(views)
