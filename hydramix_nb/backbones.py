@@ -13,12 +13,12 @@ import torch
 import torch.nn as nn
 
 # %% ../nbs/53_backbones.ipynb #53bb0005
+from .files import write_tensors
 from .published import data_root
 
 # %% ../nbs/53_backbones.ipynb #53bb0008
 def _imagenet_weights(network, root=None):
     "torchvision's ImageNet weights as a safetensors file in the data root, fetched where missing"
-    from safetensors.torch import save_file
     from torchvision.models import get_model_weights
 
     url = get_model_weights(network)["IMAGENET1K_V1"].url
@@ -28,7 +28,7 @@ def _imagenet_weights(network, root=None):
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".download-") as beside:
-        fetched, kept = Path(beside) / "weights.pth", Path(beside) / file.name
+        fetched = Path(beside) / "weights.pth"
         try:
             torch.hub.download_url_to_file(url, fetched, stem.rpartition("-")[2], progress=False)
         except (OSError, RuntimeError) as e:
@@ -36,9 +36,7 @@ def _imagenet_weights(network, root=None):
                 f"could not fetch {url}: {e}; put its weights as safetensors to {file}"
             ) from e
         weights = torch.load(fetched, map_location="cpu", weights_only=True)
-        save_file({k: v.contiguous() for k, v in weights.items()}, kept)
-        kept.replace(file)
-    return file
+    return write_tensors(file, weights, {})
 
 
 def backbone_file(
