@@ -46,6 +46,7 @@ from hydramix_nb import (
     photographs,
     policies,
     published,
+    quality,
     report,
     results,
     runs,

@@ -24,6 +24,7 @@ from .fast_generator import make_fast
 from .files import tensor_digest
 from .generator import Generator
 from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
+from .quality import _Report
 from hydramix_nb.speed import (
     Graph,
     _keep_freed_memory,
@@ -303,8 +304,30 @@ class _Watched(_Compositions):
         verdicts["pull"] = gradient.norm() / reconstruction.norm().clamp(min=1e-12)
         return {name: v.item() for name, v in verdicts.items()}
 
+# %% ../nbs/26_gan.ipynb #26b00001
+class _Ended(_Watched):
+    "What is left in the end: the generator, and a report on it"
+
+    def trained(self):
+        "The generator as it is now, or the moving average of its weights"
+        generator = self.generator if self.average is None else self.average
+        return Trained(generator.eval(), self.config, list(self.train.classes), self.history)
+
+    def finish(self, folder):
+        trained = self.trained()
+        trained.save(folder)
+        if self.steps >= 10:  # fewer are no training
+            self._report(trained, folder)
+
+    def _report(self, trained, folder):
+        "Write a report, or a warning where it cannot be drawn"
+        try:
+            _Report(trained, self.train, self.segments).save(folder)
+        except Exception as e:
+            warnings.warn(f"the training is done, its report is not: {e!r}", stacklevel=2)
+
 # %% ../nbs/26_gan.ipynb #e72345b6
-class Training(_Watched):
+class Training(_Ended):
     "Two networks, two optimisers, resident images; a call of `step` is a step of both networks"
 
     def __init__(
@@ -320,7 +343,7 @@ class Training(_Watched):
         channels = train.images.shape[1]
         self.chunks = chunks or _chunks(train, config)
         self.images = resize(train.images, config.image_size)
-        self.segments, self.n_segments = label_maps(self.images, config, cache)
+        self.segments, self.n_segments = label_maps(self.images, config, cache, train.segments)
         self.generator = _generator(channels, config).to(self.device)
         self.discriminator = _discriminator(channels, config).to(self.device)
         self.networks = dict(generator=self.generator, discriminator=self.discriminator)
@@ -340,14 +363,6 @@ class Training(_Watched):
         self._generator_loss, self._discriminator_loss = losses
         recorded = "recorded step" in self.speedups
         self._both_steps = Graph(self._alternate) if recorded else self._alternate
-
-    def trained(self):
-        "The generator as it is now, or the moving average of its weights"
-        generator = self.generator if self.average is None else self.average
-        return Trained(generator.eval(), self.config, list(self.train.classes), self.history)
-
-    def finish(self, folder):
-        self.trained().save(folder)
 
 # %% ../nbs/26_gan.ipynb #fbdf1040
 def _check(train, config):

@@ -289,6 +289,9 @@ class _SceneTraining(gan.Training):
         mask = object_mask(boxes, area, squares.size, squares.size // Generator.scale)
         return to_float(squares.cut(index, windows)), mask
 
+    def finish(self, folder):
+        self.trained().save(folder)
+
     def picture(self):
         "A row for each of the first six scenes: images, mask, composition"
         first = torch.arange(min(6, len(self.squares)), device=self.device)

@@ -12,18 +12,16 @@ from pathlib import Path
 
 # %% ../nbs/25_trained_generator.ipynb #25a00004
 import torch
-import torch.nn.functional as F
 
 # %% ../nbs/25_trained_generator.ipynb #25a00005
 import hydramix_nb
 from . import __version__, composing
-from .data import to_float
 from .diff_augment import _AUGMENTATIONS
 from .fast_generator import make_fast
 from .files import read_tensors, write_tensors
 from .generator import Generator
 from .losses import _ADVERSARIAL
-from .masks import color_owners, mask_to_owners
+from .quality import _mask_colors, _Report, _rgb
 from .training import _CHECKPOINT, _from_profile
 
 # %% ../nbs/25_trained_generator.ipynb #5a13a422
@@ -157,6 +155,16 @@ class Trained:
         "Step since when the discriminator had won at the end of the training; None: it had not"
         return game_over(self.history)
 
+    def report(
+        self,
+        train,  # images to judge it on, an `ImageSet`
+        *,
+        match_colors: bool = False,  # whether images get their own colours back, as in HydraMix
+        seed: int = 0,  # seed of the compositions
+    ):  # report: print it, show it, `save(folder)`, ask its `verdict` and `findings`
+        "Is it any good for these images? Reconstructions, segments, compositions, the game"
+        return _Report(self, train, match_colors=match_colors, seed=seed)
+
     def save(
         self,
         path,  # file to write; in an existing folder, generator.safetensors
@@ -176,7 +184,7 @@ class Trained:
         )
         return write_tensors(_weights_path(path), weights, header)
 
-
+# %% ../nbs/25_trained_generator.ipynb #25b00022
 def _weights_path(path):
     "The file itself, or generator.safetensors in a folder"
     path = Path(path).expanduser()
@@ -228,15 +236,8 @@ def composition_rows(
     mask: torch.Tensor,  # M, float [B,N,h,w]
 ) -> torch.Tensor:  # images to show, float [B,N+2,3,S,S] in −1…1
     "Rows of N images, mask and composition; of other than three channels, the first in grey"
-
-    def rgb(x):
-        if x.shape[-3] == 3:
-            return x
-        return x.narrow(-3, 0, 1).expand(*x.shape[:-3], 3, *x.shape[-2:])
-
-    owners = mask_to_owners(F.interpolate(mask, size=images.shape[-2:]))
-    made = generator(images, mask)
-    return torch.cat([rgb(images), to_float(color_owners(owners))[:, None], rgb(made)[:, None]], 1)
+    colors = _mask_colors(mask, images.shape[-1])[:, None]
+    return torch.cat([_rgb(images), colors, _rgb(generator(images, mask))[:, None]], 1)
 
 # %% ../nbs/25_trained_generator.ipynb #53769fcd
 def pretrained(

@@ -421,6 +421,44 @@ def test_pretrained_generator():
     assert error.mean() < 0.1
 
 
+def test_report_says_what_is_wrong(tmp_path):
+    "Of the shipped generator, of one that has learned nothing, of one whose masks cannot mix"
+    shipped, train = gan.pretrained(), load_images("photos").few_shot(4, seed=0)
+    train = train[train.labels < 3]
+    good = shipped.report(train, match_colors=True)
+    assert good.verdict == "good" and "What helps" not in str(good)
+    assert "match_colors" in str(shipped.report(train))
+    torch.manual_seed(0)
+    fresh = gan._generator(3, shipped.config).eval()
+    untrained = replace(shipped, generator=fresh, history=[]).report(train)
+    assert untrained.verdict == "bad" and "1. more steps" in str(untrained)
+    coarse = replace(shipped.config, segment_scale=5000, min_size=3000)
+    single = replace(shipped, config=coarse).report(train, match_colors=True)
+    assert single.verdict == "bad" and "1. segments: segment_scale=60, min_size=60" in str(single)
+
+
+def test_a_training_ends_with_a_report(train, tmp_path, monkeypatch):
+    "And not with an error where it cannot be drawn"
+    training = gan.Training(train, CONFIG)
+    training.finish(tmp_path)
+    assert "bad" in (tmp_path / "report.txt").read_text(encoding="utf-8")
+    assert (tmp_path / "report.png").stat().st_size > 9999
+
+    def broken(*arguments):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(gan._Report, "save", broken)
+    with pytest.warns(UserWarning, match="its report is not: .*no fonts"):
+        training.finish(tmp_path)
+    assert gan.load(tmp_path).config == CONFIG
+
+
+def test_own_segments_are_learned_from(train):
+    own = torch.zeros_like(train.images[:, 0])
+    state = gan.Training(ImageSet(train.images, train.labels, train.classes, own), CONFIG)
+    assert state.n_segments == 1
+
+
 def test_saved_in_half_precision(tmp_path):
     shipped = gan.pretrained()
     half = shipped.save(tmp_path / "half.safetensors", dtype=torch.float16)
