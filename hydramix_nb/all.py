@@ -31,11 +31,63 @@ from hydramix_nb import (
     gan,
     generator,
     glico,
+    hydramix_plus,
     identity,
+    image_folders,
+    losses,
+    masks,
+    mixer,
+    mixing,
+    networks,
+    own_images,
+    photographs,
+    policies,
+    published,
+    report,
+    results,
+    runs,
+    scattering,
+    scene_mixing,
+    scenes,
+    selfsupervised,
+    speed,
+    supermix,
+    sweeps,
+    tables,
+    toys,
+    trained_generator,
+    training,
+    wordnet,
 )
 
 # %% ../nbs/90_all.ipynb #3fc66ee4
 from hydramix_nb import (
+    augmentations,
+    backbones,
+    baselines,
+    chains,
+    classifier,
+    clip,
+    composing,
+    crops,
+    cse,
+    cutouts,
+    data,
+    detection,
+    diff_augment,
+    diffusemix,
+    discriminator,
+    editing,
+    execution,
+    fast_generator,
+    figures,
+    files,
+    finishing,
+    gan,
+    generator,
+    glico,
+    hydramix_plus,
+    identity,
     image_folders,
     losses,
     masks,
@@ -138,7 +190,7 @@ from .scattering import Scattering
 from .glico import GLICO
 from .supermix import SuperMix
 from .diffusemix import DiffuseMix, fractals, read_variants, variant_path
-from .baselines import GENERATORS, METHODS, build
+from .baselines import GENERATORS, METHODS, TRAININGS, build
 from .editing import PROMPTS, generate_variants, load_pipeline, tiny_pipeline
 
 # %% ../nbs/90_all.ipynb #54a29e9c
@@ -167,9 +219,7 @@ from hydramix_nb.runs import (
     PLACES,
     Lock,
     check_choice,
-    checked_parameters,
     chosen_device,
-    find_data,
     import_extra,
     notebook_parameters,
     provenance,
@@ -178,7 +228,7 @@ from hydramix_nb.runs import (
 )
 from .execution import execute
 from .sweeps import find_notebook, summary, sweep
-from .tables import EXPERIMENTS, grid, notebook_of
+from .tables import EXPERIMENTS, grid
 from .results import collect, compare, dataset_label, measured, reported, select_runs
 from .report import Table, as_list, experiment, table
 from .figures import bars, curves, save_figure
@@ -204,7 +254,7 @@ from .speed import Graph, check_memory, free_memory, prepare
 from .fast_generator import make_fast
 
 # %% ../nbs/90_all.ipynb #d87c4480
-_through_module = ["check", "draw", "edit", "main", "missing", "plan", "run"]
+_through_module = ["chain", "check", "draw", "edit", "main", "missing", "plan", "run"]
 __all__ = [name for name in dir() if not name.startswith("_")]
 
 # %% ../nbs/90_all.ipynb #72b6ef47

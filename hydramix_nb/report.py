@@ -18,7 +18,7 @@ from .files import write_text
 from .results import compare, measured, select_runs, _VARIED, _counterpart
 from .runs import run_id
 from .sweeps import _describe_failure, plan, sweep
-from .tables import EXPERIMENTS, grid, notebook_of
+from .tables import EXPERIMENTS, grid, _notebook_of
 
 # %% ../nbs/66_report.ipynb #90af3be5
 _MARKDOWN = {1: "**{}**", 2: "<u>{}</u>"}
@@ -218,7 +218,7 @@ def table(
         rows, found = _block(cells[cells.data == data], data, columns, varied, order)
         ranks |= {(len(body) + i, j): rank for (i, j), rank in found.items()}
         body += rows
-    each = "-shot" if notebook_of(experiment) == "detect" else " per class"
+    each = "-shot" if _notebook_of(experiment) == "detect" else " per class"
     first = ["", ""]
     for c in columns:
         first += [f"{c}{each}", "", ""]
@@ -295,7 +295,7 @@ def _asked_for(datasets, samples_per_class, methods, seeds):
 def _do_missing(name, options, asked, out, device, data_root, progress):
     "Sweep over an experiment's runs; say which failed"
     runs = grid(name, **asked)
-    tasks = plan(notebook_of(name), runs, out, device=device, data_root=data_root)
+    tasks = plan(_notebook_of(name), runs, out, device=device, data_root=data_root)
     for outcome in sweep(tasks, progress=progress, **options):
         if outcome.state == "failed":
             print("failed:", _describe_failure(outcome))

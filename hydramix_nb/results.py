@@ -19,7 +19,7 @@ import hydramix_nb
 from .files import atomic_write, read_json
 from .runs import import_extra, run_id
 from .sweeps import _committed
-from .tables import EXPERIMENTS, notebook_of, _fixed_values
+from .tables import EXPERIMENTS, _notebook_of, _fixed_values
 
 # %% ../nbs/65_results.ipynb #8f614bb1
 _REPORTED = Path(hydramix_nb.__file__).with_name("reported_results.csv")
@@ -264,7 +264,7 @@ def select_runs(
     methods=None,  # list of methods; None: the paper's
 ):  # DataFrame
     "Select the runs that differ from the defaults in nothing but what the experiment varies"
-    notebook = notebook_of(experiment)
+    notebook = _notebook_of(experiment)
     results = results[results.notebook == notebook]
     for profile in set(results.profile):
         for name, value in _expected(experiment, profile).items():

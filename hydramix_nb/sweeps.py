@@ -28,8 +28,8 @@ from .execution import _Outcome, _Task, execute, _execute_here
 from .files import read_json, write_json, write_text
 from hydramix_nb.runs import (
     PLACES,
-    checked_parameters,
-    find_data,
+    _checked_parameters,
+    _find_data,
     import_extra,
     run_id,
     _content_digest,
@@ -62,7 +62,7 @@ _SETS = ("dataset", "generator_dataset", "backbone")  # parameters that name dat
 def _find_named(name, root):
     "Files that a parameter names: weights of a backbone, or a data set"
     file = Path(name).expanduser()
-    return file if file.suffix == ".safetensors" else find_data(name, root)
+    return file if file.suffix == ".safetensors" else _find_data(name, root)
 
 
 def _with_data(tasks):
@@ -111,7 +111,7 @@ def plan(
     )
     tasks = {}
     for parameters in runs:
-        parameters = checked_parameters(notebook, parameters)
+        parameters = _checked_parameters(notebook, parameters)
         id, places = run_id(parameters), tuple(k for k in PLACES if k in parameters)
         own = {k: v for k, v in parameters.items() if k not in PLACES}
         task = _Task(id, own, places=places, **common)

@@ -8,7 +8,7 @@ import torch
 from hydramix_nb import classifier, gan
 from hydramix_nb.augmentations import Cutout
 from hydramix_nb.baselines import GENERATORS, METHODS, build
-from hydramix_nb.data import ImageSet
+from hydramix_nb.data import ImageSet, to_float
 from hydramix_nb.diffusemix import variant_path
 from hydramix_nb.files import write_png
 from hydramix_nb.policies import Policy
@@ -69,12 +69,12 @@ def edited(tmp_path_factory):
     return {"DiffuseMix": dict(generated=folder)}
 
 
-def test_the_registry_holds_every_method_of_the_tables_and_cutmix():
-    assert {name for names in TABLES.values() for name in names} | {"CutMix"} == set(METHODS)
-    assert (
-        set(GENERATORS) == {"HydraMix", "ChimeraMix+Seg", "ChimeraMix+Grid", "ChimeraMix"}
-        and GENERATORS["ChimeraMix"] == GENERATORS["ChimeraMix+Seg"]
-    )
+def test_the_registry_holds_every_method_of_the_tables_cutmix_and_hydramix_plus():
+    in_tables = {name for names in TABLES.values() for name in names}
+    assert in_tables | {"CutMix", "HydraMix+"} == set(METHODS)
+    chimeras = {"ChimeraMix+Seg", "ChimeraMix+Grid", "ChimeraMix"}
+    assert set(GENERATORS) == {"HydraMix", "HydraMix+"} | chimeras
+    assert GENERATORS["ChimeraMix"] == GENERATORS["ChimeraMix+Seg"]
     for changes in GENERATORS.values():
         gan.profile("paper", 32, **changes)
 
@@ -105,7 +105,8 @@ def test_every_method_trains_with_one_seed_to_one_result(name, trained, edited):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_works_in_grey_and_under_a_policy(name, trained, edited):
-    policy = "none" if name in ("AutoAugment", "TrivialAugment") else "TrivialAugment"
+    alone = name in ("AutoAugment", "TrivialAugment", "HydraMix+")
+    policy = "none" if alone else "TrivialAugment"
     method = build(
         name,
         GREY,
@@ -157,7 +158,7 @@ def test_settings_reach_what_they_name(trained, tmp_path):
     ).mixer.latents.shape == (9, 8)
 
 
-@pytest.mark.parametrize("name", [n for n in GENERATORS if n != "HydraMix"])
+@pytest.mark.parametrize("name", [n for n in GENERATORS if "Chimera" in n])
 def test_chimeramix_takes_the_settings_of_hydramix_but_for_n_images(name, trained, tmp_path):
     one = trained["colour"][name]
     settings = dict(views=2, segment_noise=0.5, cache=tmp_path, mean=0.0, std=1.0)
@@ -188,6 +189,7 @@ def test_chimeramix_takes_the_settings_of_hydramix_but_for_n_images(name, traine
         ("Cutout", dict(size=-1), "size=-1"),
         ("Random Erasing", dict(area=(0.5, 0.1)), "area"),
         ("MixUp", dict(alpha=0), "alpha=0"),
+        ("HydraMix+", {}, "needs a trained generator"),
     ],
     ids=str,
 )
@@ -215,8 +217,20 @@ def test_mixers_refuse_images_that_are_not_floats(name, trained, edited):
     ).mixer
     if mixer is None:
         return
+    certain = () if name == "HydraMix+" else (1.0,)  # a chain's links have their own
+    torch.manual_seed(0)
     with pytest.raises(TypeError, match="to_float"):
-        mixer.augment(TRAIN.images[:3], TRAIN.labels[:3], 1.0)
+        mixer.augment(TRAIN.images[:3], TRAIN.labels[:3], *certain)
+
+
+def test_hydramix_plus_takes_no_second_policy_and_no_share(trained):
+    one = trained["colour"]["HydraMix+"]
+    for settings in (dict(auto_augment="AutoAugment"), dict(p_gen=0.3)):
+        with pytest.raises(ValueError, match="of a chain are links of it"):
+            build("HydraMix+", TRAIN, trained=one, **settings)
+    chain = build("HydraMix+", TRAIN, trained=one, per_class=3, views=2, seed=4).mixer
+    pool = chain.links[0].link
+    assert len(pool.images) == 3 * len(TRAIN.classes) and pool.mixer.seed == 4
 
 
 def test_own_methods_may_take_settings_or_none(monkeypatch):
@@ -248,5 +262,7 @@ def test_every_method_on_a_gpu(name, edited):
     assert next(result.model.parameters()).is_cuda and result.history[-1]["loss"] == pytest.approx(
         result.history[-1]["loss"]
     )
-    if method.mixer is not None:
+    if name == "HydraMix+":
+        assert method.mixer(to_float(train.images[:3]), train.labels[:3])[0].is_cuda
+    elif method.mixer is not None:
         assert method.mixer(train.labels[:3]).is_cuda

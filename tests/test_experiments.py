@@ -165,7 +165,7 @@ def test_runs_at_tiny_settings(path, tmp_path, shared):
             f"made {made}"
         )
         assert not list(out.glob("*/*/error.json")), "a run has failed"
-        notebook = tables.notebook_of(path.stem) if path.stem in tables.EXPERIMENTS else None
+        notebook = tables._notebook_of(path.stem) if path.stem in tables.EXPERIMENTS else None
         assert not notebook or list(out.glob(f"{notebook}/*/{notebook}.ipynb")), (
             f"{notebook} was not executed"
         )
@@ -187,9 +187,9 @@ def test_runs_at_tiny_settings(path, tmp_path, shared):
 
 
 def test_every_notebook_that_is_one_run_is_executed_by_a_table():
-    assert {tables.notebook_of(table) for table in tables.EXPERIMENTS} == set(RUNS)
+    assert {tables._notebook_of(table) for table in tables.EXPERIMENTS} == set(RUNS)
     for notebook, table in RUNS.items():
         assert (
-            tables.notebook_of(table) == notebook
+            tables._notebook_of(table) == notebook
             and ROOT / f"nbs/experiments/{table}.ipynb" in EXPERIMENTS
         )

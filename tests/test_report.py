@@ -66,7 +66,7 @@ def test_methods_are_spelled_as_in_the_registry():
     ours = set(results.reported()[results.reported().table.isin(list("126"))].method)
     assert ours <= set(METHODS), ours - set(METHODS)
     for name, axes in tables.EXPERIMENTS.items():
-        if tables.notebook_of(name) == "classify":
+        if tables._notebook_of(name) == "classify":
             assert set(axes["method"]) <= set(METHODS), name
 
 

@@ -1,0 +1,83 @@
+"HydraMix+ within a time, again from its steps, and on after an interruption."
+
+import math
+
+import pytest
+import torch
+
+from hydramix_nb import classifier, gan, hydramix_plus, training
+from hydramix_nb.data import ImageSet, load_images
+
+TOYS = load_images("toys", size=32).few_shot(4, seed=0)
+FEW = ImageSet(TOYS.images[TOYS.labels < 2], TOYS.labels[TOYS.labels < 2], TOYS.classes[:2])
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    "The profile of a CPU, smaller"
+    for module in (gan, classifier):
+        whole = module.profile
+
+        def profile(name, side, whole=whole, **changes):
+            steps = dict() if "steps" in changes else dict(steps=40)
+            return whole("tiny" if name == "small" else name, side, **steps, **changes)
+
+        monkeypatch.setattr(module, "profile", profile)
+
+
+def clock(monkeypatch, slow, quick):
+    "Steps that take a stated time"
+    found = {gan.Training: slow, classifier.Training: quick}
+    monkeypatch.setattr(hydramix_plus, "_seconds_per_step", lambda state: found[type(state)])
+
+
+@pytest.mark.parametrize(
+    "minutes, steps",
+    [
+        (1, [40, 40]),  # 54 of 60 seconds at 1.35 s for a step of both
+        (0.5, [20, 20]),
+        (100, [160, 160]),  # at most four times the profile's
+        (0.2, [0, 31]),  # a generator would have less than a quarter: all to the classifier
+        (0.02, [0, 3]),
+    ],
+)
+def test_the_minutes_are_shared_out(minutes, steps, monkeypatch):
+    clock(monkeypatch, 1.0, 0.35)
+    assert hydramix_plus._budget(FEW, minutes, 0, None) == steps
+
+
+def test_it_says_how_to_repeat_it_and_repeats_it(capsys, monkeypatch):
+    clock(monkeypatch, 1.0, 0.35)
+    first = hydramix_plus.fit(FEW, 0.5, seed=3)
+    said = capsys.readouterr().out
+    assert "again, the same: hydramix_plus.fit(train, steps=(20, 20), seed=3)" in said
+    assert "Chain" in said and "RandAugment" in said
+    assert math.isnan(first.accuracy) and "accuracy" not in first.history[0]
+    again = hydramix_plus.fit(FEW, steps=(20, 20), seed=3, test=FEW, progress=False)
+    assert 0 <= again.accuracy <= 100
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_folder_keeps_the_plan_and_goes_on(tmp_path, monkeypatch):
+    clock(monkeypatch, 1.0, 0.35)
+    run = training.run
+
+    def cut(state, *args, **options):
+        if isinstance(state, classifier.Training):
+            raise KeyboardInterrupt
+        return run(state, *args, **options)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(training, "run", cut)
+        hydramix_plus.fit(FEW, 0.5, folder=tmp_path, progress=False)
+    clock(monkeypatch, 10.0, 10.0)  # a slower machine now: the plan holds
+    monkeypatch.setattr(gan.Training, "step", None)  # and no generator is trained again
+    found = hydramix_plus.fit(FEW, 0.5, folder=tmp_path, progress=False)
+    assert found.config.steps == 20
+    monkeypatch.undo()
+
+
+def test_without_a_generator_of_its_own_it_says_which(capsys):
+    hydramix_plus.fit(FEW, steps=(0, 2))
+    assert "it has seen 500 images of CIFAR-100" in capsys.readouterr().out
