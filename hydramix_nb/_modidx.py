@@ -655,6 +655,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hydramix_nb.mixing.PixelMix.mix': ('mixing.html#pixelmix.mix', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.Pool': ('mixing.html#pool', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.Pool.__init__': ('mixing.html#pool.__init__', 'hydramix_nb/mixing.py'),
+                                    'hydramix_nb.mixing.Pool._short_repr': ('mixing.html#pool._short_repr', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.Pool._spec': ('mixing.html#pool._spec', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.Pool.make': ('mixing.html#pool.make', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.SegMix': ('mixing.html#segmix', 'hydramix_nb/mixing.py'),

@@ -12,7 +12,7 @@ from pathlib import Path
 # %% ../nbs/33_hydramix_plus.ipynb #bf2fccac
 from dataclasses import replace
 
-from . import classifier, data, gan
+from . import classifier, gan
 from .augmentations import CutMix
 from .chains import Chain, Chance, OneOf
 from .data import ImageSet, crop_flip
@@ -28,12 +28,14 @@ def chain(
     *,
     per_class: int = 200,  # compositions of each class in the pool
     views: int | None = None,  # crops that are encoded once of each image; None: by their number
+    match_colors: bool = False,  # the colours of their images, for a generator of other images
     seed: int = 0,  # seed of the pool
     cache=None,  # folder for label maps
 ) -> Chain:  # images float [B,C,H,W] in −1…1 and labels to images and targets
     "Compositions, RandAugment, crop and flip, mixed labels: the batches of HydraMix+"
     views = views or default_views(len(train))
-    mixer = HydraMix(trained, train, views=views, seed=seed, cache=cache)
+    colors = dict(match_colors=match_colors)
+    mixer = HydraMix(trained, train, views=views, seed=seed, cache=cache, **colors)
     return Chain(
         Chance(Pool(mixer, per_class, seed=seed), 0.5),
         Policy("RandAugment", train.images.shape[-1]),
@@ -148,7 +150,7 @@ def fit(
     if progress:
         print(_said(train, steps, judge, seed))
     trained = _generator(train, learn, steps[0], folder, cache, progress)
-    made = chain(trained, train, seed=seed, cache=cache)
+    made = chain(trained, train, match_colors=not steps[0], seed=seed, cache=cache)
     if progress:
         print(made)
     judge, place = replace(judge, steps=steps[1]), folder and folder / "classifier"

@@ -351,6 +351,9 @@ class Pool(Mixer):
         pick = torch.randint(self.per_class, labels.shape, device=labels.device)
         return to_float(self.images[labels * self.per_class + pick])
 
+    def _short_repr(self):
+        return f"Pool of {self.per_class} a class by {self.mixer._short_repr()}"
+
     def _spec(self):
         return super()._spec() | dict(mixer=self.mixer._spec())
 
