@@ -1,8 +1,13 @@
 "Tests marked `slow` run only with --slow, tests marked `cuda` only where there is a CUDA device."
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
+import time
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +39,30 @@ def cutouts(tmp_path_factory):
 
     folder = write_cutouts(tmp_path_factory.mktemp("cutouts"))
     return read_coco(folder), read_coco(folder, "val")
+
+
+@pytest.fixture(scope="session")
+def forking_kernels(tmp_path_factory):
+    "A folder for JUPYTER_PATH, whose Python kernels are forked from one process: see forked.py"
+    folder, forked = tmp_path_factory.mktemp("kernels"), Path(__file__).with_name("forked.py")
+    with tempfile.TemporaryDirectory(prefix="forked-") as short:  # sockets have short names
+        place = Path(short, "socket")
+        command = [sys.executable, str(forked), str(place)]
+        spec = dict(argv=[*command, "{connection_file}"], display_name="python3", language="python")
+        (folder / "kernels/python3").mkdir(parents=True)
+        (folder / "kernels/python3/kernel.json").write_text(json.dumps(spec))
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            while not place.exists():
+                assert process.poll() is None, "no process to fork kernels from"
+                time.sleep(0.05)
+            yield folder
+            process.kill()
+
+
+@pytest.fixture
+def quick_kernels(forking_kernels, monkeypatch):
+    "Kernels that start in a tenth of a second, for notebooks that this test or its kernels execute"
+    monkeypatch.setenv("JUPYTER_PATH", str(forking_kernels))
 
 
 def pytest_addoption(parser):

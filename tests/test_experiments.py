@@ -143,7 +143,7 @@ def shared(tmp_path_factory, worker_id):
 @pytest.mark.parametrize(
     "path", [path for path in EXPERIMENTS if path.stem not in RUNS], ids=by_name
 )
-def test_runs_at_tiny_settings(path, tmp_path, shared):
+def test_runs_at_tiny_settings(path, tmp_path, shared, quick_kernels):
     known = papermill.inspect_notebook(str(path))
     settings, out = tiny(path, known), shared if "engine" in known else tmp_path / "out"
     if "out" in known:

@@ -22,7 +22,7 @@ code = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci/outputs.py")))
 
 
 @pytest.mark.parametrize("path", BOOK, ids=lambda path: str(path.relative_to(NBS)))
-def test_outputs_are_those_of_the_code(path):
+def test_outputs_are_those_of_the_code(path, quick_kernels):
     found = code.differences(path)
     assert not found, "\n\n".join([*found, f"run {path.relative_to(ROOT)} again and commit it"])
 

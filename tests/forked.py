@@ -1,0 +1,115 @@
+"""Jupyter kernels that start in a tenth of a second.
+
+A new kernel takes four seconds of computing to import torch, matplotlib and papermill, which this
+suite would do 150 times. Here one process imports them, and forks for each kernel. Nothing of
+hydramix_nb is imported before the fork, and kernels share no state.
+
+    python tests/forked.py SOCKET                  # the process that forks, until its input ends
+    python tests/forked.py SOCKET CONNECTION ...   # in the place of a kernel: forks one there
+
+The second one is what jupyter_client starts. It hands signals on to the kernel, takes the kernel
+with it when it is killed, and ends as the kernel ends. The fixture `quick_kernels` of conftest.py
+sets all this up."""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+
+PRELOADED = ["numpy", "torch", "matplotlib.pyplot", "papermill", "ipykernel.kernelapp"]
+
+
+def become_kernel(connection, asked, streams):
+    "After the fork: make this process what one would be that started as this kernel"
+    os.setsid()
+    for stream, target in zip(streams, (1, 2)):
+        os.dup2(stream, target)
+        os.close(stream)
+    os.chdir(asked["cwd"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [folder for folder in added if folder and folder not in sys.path]
+    sys.argv = ["ipykernel_launcher", "-f", *asked["arguments"]]
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    import numpy
+
+    numpy.random.seed()  # Python's own generator does so by itself
+
+    def end_with_stand_in():
+        if not connection.recv(1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    connection.sendall(b"%d\n" % os.getpid())
+    threading.Thread(target=end_with_stand_in, daemon=True).start()
+
+
+def fork_on_request(place):
+    "Fork for every connection; returns that connection in a kernel, None at the end"
+    os.environ["JPY_PARENT_PID"] = str(os.getpid())  # a kernel ends when this process is gone
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as ipykernel does
+    for module in PRELOADED:
+        __import__(module)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for kernels
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(place)
+    server.listen(64)
+    while True:
+        ready, _, _ = select.select([server, 0], [], [])
+        if 0 in ready:
+            return None
+        connection, _ = server.accept()
+        with connection:
+            message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+            while not message.endswith(b"\n"):
+                message += connection.recv(1 << 20)
+            if os.fork() == 0:
+                server.close()
+                connection = connection.dup()
+                become_kernel(connection, json.loads(message), streams)
+                return connection
+            for stream in streams:
+                os.close(stream)
+
+
+def serve(place):
+    connection = fork_on_request(place)
+    if connection:
+        from ipykernel import kernelapp
+
+        kernelapp.launch_new_instance()
+        connection.sendall(b"0")  # a kernel that ended well
+
+
+def stand_in(place, arguments):
+    "Ask for a kernel, and live as long as it does"
+    asked = dict(cwd=os.getcwd(), environment=dict(os.environ), arguments=arguments)
+    parent = os.getppid()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(place)
+    message = json.dumps(asked).encode() + b"\n"
+    sent = socket.send_fds(connection, [message], [1, 2])
+    connection.sendall(message[sent:])
+    answers = connection.makefile("rb")
+    kernel = int(answers.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os.kill(kernel, number))
+    while not select.select([connection], [], [], 1)[0]:
+        if os.getppid() != parent:
+            return
+    if answers.read(1) != b"0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    else:
+        stand_in(sys.argv[1], sys.argv[2:])
