@@ -19,6 +19,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,16 +30,24 @@ from . import __version__
 from .files import write_json
 
 # %% ../nbs/60_runs.ipynb #ef9066a3
+# a check of web addresses; jsonschema, under nbformat, goes without what takes seconds to import
+_GRAMMAR = "rfc3987_syntax"
+
+
 def import_extra(
     name: str,  # a module of the extra `runs`
 ):  # the module
     "Import a module of the extra `runs`; ImportError names the extra where it is missing"
     import importlib
 
+    spared = sys.modules.setdefault(_GRAMMAR, None) is None
     try:
         return importlib.import_module(name)
     except ImportError as e:
         raise ImportError(f'{name} is missing: pip install "hydramix-nb[runs]"') from e
+    finally:
+        if spared:
+            del sys.modules[_GRAMMAR]
 
 
 def _unformatted(path):

@@ -31,6 +31,7 @@ os.environ["MPLBACKEND"] = "agg"
 import matplotlib.pyplot as plt
 import nbformat
 import torch
+import torch._dynamo  # the first step of an optimizer takes seconds to import it
 
 from hydramix_nb import baselines, classifier, execution, gan, sweeps
 from hydramix_nb.data import load_images

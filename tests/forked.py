@@ -1,8 +1,8 @@
 """Jupyter kernels that start in a tenth of a second.
 
-A new kernel takes four seconds of computing to import torch, matplotlib and papermill, which this
-suite would do 150 times. Here one process imports them, and forks for each kernel. Nothing of
-hydramix_nb is imported before the fork, and kernels share no state.
+A new kernel computes for four to nine seconds until torch, matplotlib and papermill are imported,
+which this suite would do 150 times. Here one process imports them, and forks for each kernel.
+Nothing of hydramix_nb is imported before the fork, and kernels share no state.
 
     python tests/forked.py SOCKET                  # the process that forks, until its input ends
     python tests/forked.py SOCKET CONNECTION ...   # in the place of a kernel: forks one there
@@ -19,7 +19,15 @@ import socket
 import sys
 import threading
 
-PRELOADED = ["numpy", "torch", "matplotlib.pyplot", "papermill", "ipykernel.kernelapp"]
+PRELOADED = [
+    "numpy",
+    "torch",
+    "torch._dynamo",  # the first step of an optimizer imports it
+    "matplotlib.pyplot",
+    "skimage.segmentation",
+    "papermill",
+    "ipykernel.kernelapp",
+]
 
 
 def become_kernel(connection, asked, streams):
