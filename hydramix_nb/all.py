@@ -216,3 +216,59 @@ def __getattr__(
     if owners:
         raise AttributeError(f"`{name}` is reached through its module: " + " or ".join(owners))
     raise AttributeError(f"hydramix_nb.all has no `{name}`")
+
+# %% ../nbs/90_all.ipynb #90b00002
+from inspect import isclass as _isclass
+from inspect import isfunction as _isfunction
+from pathlib import Path as _Path
+from re import compile as _pattern
+
+# %% ../nbs/90_all.ipynb #90b00003
+_BEGINS = _pattern(r"( *)(class|def) (\w+)")
+_ENDS = _pattern(r" *(?:def .*)?\).*:(?:\s+# (.+))?$")  # ") -> type:  # text"
+_FIELD = _pattern(r"    (\w+)\s*:.*\s# (.+)")  # "name: type = 1,  # text"
+_PARAMETER = _pattern(r"\s+(\*{0,2}\w+)\s*[:=,].*\s# (.+)")  # type and value may be missing
+
+
+def _comments(text):
+    "Comments of all definitions in a module's text: qualified name → lines to show"
+    found, owner, name, pattern = {}, "", None, _FIELD
+    for line in text.splitlines():
+        if begins := _BEGINS.match(line):
+            depth, kind, word = begins.groups()
+            name = None if len(depth) > 4 else f"{owner}.{word}" if depth and owner else word
+            owner = word if kind == "class" else owner if depth else ""
+            pattern = _FIELD if kind == "class" else _PARAMETER
+        if pattern is _PARAMETER and (ends := _ENDS.match(line)):
+            if name and ends[1]:
+                found.setdefault(name, []).append(f"returns: {ends[1]}")
+            name = None
+        elif name and (explains := pattern.match(line)):
+            found.setdefault(name, []).append(": ".join(explains.groups()))
+    return found
+
+# %% ../nbs/90_all.ipynb #90b00004
+def _explain(module):
+    "Put the comments of a module's definitions into their docstrings"
+    found = _comments(_Path(module.__file__).read_text(encoding="utf-8"))
+    for name in module.__all__:  # a class that is set up as its base is
+        bases = getattr(getattr(module, name), "__mro__", ())
+        lines = [
+            found[f"{b.__name__}.__init__"] for b in bases if f"{b.__name__}.__init__" in found
+        ]
+        if lines:
+            found.setdefault(f"{name}.__init__", lines[0])
+    for name, lines in found.items():
+        owner, _, method = name.rpartition(".")
+        thing = getattr(module, owner or name, None)
+        if method != "__init__" and owner:
+            thing = vars(thing).get(method)
+        known = _isfunction(thing) or _isclass(thing)
+        below = "\n".join(f"    {line}" for line in lines)
+        if known and thing.__module__ == module.__name__ and below not in (thing.__doc__ or ""):
+            thing.__doc__ = f"{thing.__doc__ or ''}\n\n{below}".strip()
+
+
+for _module in [value for value in globals().values() if hasattr(value, "__all__")]:
+    _explain(_module)
+del _module

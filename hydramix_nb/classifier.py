@@ -20,7 +20,7 @@ from torch.optim import swa_utils
 # %% ../nbs/32_classifier.ipynb #938c36d5
 from . import training
 from .chains import Chain, Chance, _mixes_labels
-from .data import ImageSet, crop_flip, to_float
+from .data import ImageSet, _image_set, crop_flip, to_float
 from .identity import describe, _warn_of_reuse
 from .mixer import Mixer
 from .networks import network
@@ -338,17 +338,19 @@ def _step_bytes(config, train):
 
 # %% ../nbs/32_classifier.ipynb #26dd26a5
 def fit(
-    train: ImageSet,  # the few images; training runs on their device
-    test: ImageSet,  # test set, judged on and never learned from
+    train,  # the few images: an ImageSet, or whatever `load_images` takes
+    test,  # test set, judged on and never learned from; likewise
     method=None,  # a Method, a Chain, a mixer, or None for the baseline
     config: Config = None,  # settings; None: the paper's for images of this size
     *,
+    device=None,  # device of the training; None: where the images are
     folder=None,  # folder of checkpoint and TensorBoard log; a checkpoint there is continued
     checkpoint_minutes: float = 5,  # minutes between checkpoints
     progress: bool = True,  # show a progress bar
     fast: bool | None = None,  # None: proven speedups; False: plain; True: torch.compile as well
 ) -> Result:
     "Train a classifier from scratch: SGD, cosine to 0, a share of the batches generated (4.1)"
+    train, test = _image_set(train, device), _image_set(test)
     config = config or profile(size=max(train.images.shape[-2:]))
     method = method if isinstance(method, Method) else Method(mixer=method)
     _check(train, test)

@@ -477,4 +477,13 @@ def load_images(
         data = data.few_shot(*few) if few else data
     if size is None or data.images.shape[-2:] == (size, size):
         return data
-    return ImageSet(_fit_square(data.images, size), data.labels, data.classes)
+    segments = getattr(data, "segments", None)
+    if segments is not None:
+        segments = _fit_square(segments[:, None], size, nearest=True)[:, 0]
+    return ImageSet(_fit_square(data.images, size), data.labels, data.classes, segments)
+
+
+def _image_set(data, device=None):
+    "The set that is meant by whatever `load_images` takes; on a device, if one is named"
+    data = load_images(data)
+    return data if device is None else data.to(device)

@@ -17,7 +17,7 @@ import torch
 # %% ../nbs/26_gan.ipynb #68957dcf
 from . import training
 from .composing import composition_inputs, label_maps, resize
-from .data import ImageSet, _image_grid
+from .data import ImageSet, _image_grid, _image_set
 from .diff_augment import diff_augment
 from .discriminator import Discriminator
 from .fast_generator import make_fast
@@ -419,9 +419,10 @@ def _fit_once(
 
 # %% ../nbs/26_gan.ipynb #ff252190
 def fit(
-    train: ImageSet,  # the few images; training runs on their device
+    train,  # the few images: an ImageSet, or whatever `load_images` takes
     config: Config = None,  # settings; None: the paper's for images of this size
     *,
+    device=None,  # device of the training; None: where the images are
     start: Trained | None = None,  # generator whose weights come first; None: random weights
     folder=None,  # folder for checkpoint, generator, images and log; an unfinished one continues
     checkpoint_minutes: float = 5,  # minutes between checkpoints
@@ -432,6 +433,7 @@ def fit(
     chunks: int | None = None,  # parts of a batch, for less memory; None: as memory asks for
 ) -> Trained:
     "Train a generator on a few images (3.5). Same seed, same weights on a CPU, interrupted or not"
+    train = _image_set(train, device)
     config = config or profile(size=max(train.images.shape[-2:]))
     _check(train, config)
 

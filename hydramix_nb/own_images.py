@@ -65,9 +65,10 @@ def read_image(
 
 # %% ../nbs/01_own_images.ipynb #a1c0f009
 def _fit_square(
-    images,  # images, uint8 [n,C,H,W]
+    images,  # images, uint8 [n,C,H,W], or label maps
     size,  # side of the result, pixels
-):  # images, uint8 [n,C,size,size]
+    nearest=False,  # whether pixels are labels, which do not blend
+):  # images [n,C,size,size] of the same type
     "Resize the shorter side to `size` (bilinear, antialiased), then crop the centre"
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
@@ -80,11 +81,13 @@ def _fit_square(
     h, w = images.shape[-2:]
     h = size if h == shorter else max(size, round(h * size / shorter))
     w = size if w == shorter else max(size, round(w * size / shorter))
-    resized = F.interpolate(
-        images.float(), (h, w), mode="bilinear", antialias=True, align_corners=False
-    )
+    how = dict(mode="bilinear", antialias=True, align_corners=False)
+    how = dict(mode="nearest-exact") if nearest else how
+    resized = F.interpolate(images.double() if nearest else images.float(), (h, w), **how)
     top, left = (h - size) // 2, (w - size) // 2
     square = resized[..., top : top + size, left : left + size]
+    if nearest:
+        return square.to(images.dtype).contiguous()
     return square.round().clamp_(0, 255).to(torch.uint8).contiguous()
 
 # %% ../nbs/01_own_images.ipynb #a1c0f014

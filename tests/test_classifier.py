@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from hydramix_nb import files, training
+from hydramix_nb import classifier, files, gan, training
 from hydramix_nb.classifier import (
     Method,
     Training,
@@ -435,3 +435,16 @@ def test_hydramix_gives_the_same_classifier_in_two_processes():
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         digests.add(done.stdout.strip())
     assert len(digests) == 1 and digests != {""}
+
+
+def test_trainings_take_a_data_set_of_torchvision(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    toys = load_images("toys").few_shot(2, seed=0)
+    for i, (image, label) in enumerate(zip(toys.images, toys.labels, strict=True)):
+        (tmp_path / toys.classes[label]).mkdir(exist_ok=True)
+        files.write_png(tmp_path / toys.classes[label] / f"{i}.png", image)
+    data, options = ImageFolder(tmp_path), dict(device="cpu", progress=False)
+    assert gan.fit(data, gan.profile("tiny", steps=2), **options).classes == data.classes
+    config = classifier.profile("tiny", steps=2)
+    assert classifier.fit(data, data, None, config, **options).history[-1]["step"] == 2

@@ -10,6 +10,7 @@ from hydramix_nb.data import (
     _same_class_indices,
     crop_flip,
     few_shot_indices,
+    load_images,
     photos,
     to_float,
     to_uint8,
@@ -234,3 +235,12 @@ def test_on_the_device_nothing_waits_and_cpu_generators_draw_the_same():
         d.same_class(d.labels, 3, on)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_own_segments_are_resized_with_their_images():
+    images = torch.randint(256, (2, 3, 24, 36), dtype=torch.uint8)
+    segments = (torch.arange(36) // 12).expand(2, 24, 36).contiguous() + 300
+    data = ImageSet(images, torch.tensor([0, 1]), ["a", "b"], segments)
+    smaller = load_images(data, size=12)
+    assert smaller.segments.shape == (2, 12, 12) and smaller.segments.dtype == torch.int64
+    assert smaller.segments[0, 0].tolist() == [300] * 3 + [301] * 6 + [302] * 3
