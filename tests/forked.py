@@ -23,6 +23,7 @@ PRELOADED = [
     "numpy",
     "torch",
     "torch._dynamo",  # the first step of an optimizer imports it
+    "torchvision.transforms.v2",
     "matplotlib.pyplot",
     "skimage.segmentation",
     "papermill",

@@ -5,9 +5,11 @@ The browser is Debian's (packages chromium and chromium-driver). Without it, the
 are skipped."""
 
 import functools
+import html.parser
 import http.server
 import json
 import os
+import posixpath
 import re
 import runpy
 import shutil
@@ -36,7 +38,7 @@ code = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci/site.py")))
 
 @pytest.fixture(scope="module")
 def site():
-    "The built site; the step before this one in .ci/run has usually built it"
+    "The built site; it fails at any warning, and at a link that leads nowhere"
     with Lock(Path(tempfile.gettempdir()) / "hydramix-site.lock"):
         done = subprocess.run(
             [sys.executable, str(ROOT / ".ci/site.py")], cwd=ROOT, capture_output=True, text=True
@@ -144,6 +146,21 @@ def browser(tmp_path_factory):
 
 # every page
 
+SHOW = """
+const [url, done] = arguments;
+fetch(url).then(answer => answer.text()).then(text => {
+  const page = new DOMParser().parseFromString(text, 'text/html');
+  const article = document.adoptNode(page.querySelector('article'));
+  for (const icon of document.querySelectorAll('link[rel~=icon]')) icon.href = icon.href;
+  history.replaceState(null, '', url);
+  document.title = page.title;
+  MathJax.typesetClear();
+  document.querySelector('article').replaceWith(article);
+  const images = [...article.querySelectorAll('img')].map(i => i.decode().catch(() => null));
+  return Promise.all([MathJax.typesetPromise([article]), ...images]);
+}).then(() => done(''), error => done(String(error)));
+"""
+
 LOOK = """
 const done = arguments[arguments.length - 1], width = arguments[0];
 const set = m => m.querySelector('mjx-container mjx-math > *');
@@ -192,14 +209,50 @@ ready.then(() => {
 """
 
 
+class Loaded(html.parser.HTMLParser):
+    "Scripts and styles that a page loads, from anywhere"
+
+    def __init__(self, path, site):
+        super().__init__()
+        self.found, self.folder = set(), path.parent.relative_to(site).as_posix()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag == "script" and "src" in given:
+            self.found.add(posixpath.normpath(posixpath.join(self.folder, given["src"])))
+        if tag == "link" and given.get("rel") in ("stylesheet", "preload", "modulepreload"):
+            self.found.add(posixpath.normpath(posixpath.join(self.folder, given["href"])))
+
+
 @pytest.fixture(scope="module")
-def looks(site, address, browser):
-    "What each page looked like, by width and name: opened once, and looked at in both widths"
-    pages = (path for path in site.rglob("*.html") if "_static" not in path.parts)
+def pages(site):
+    "Names of all pages, and which of them are opened: the longest of each folder, and the odd ones"
+    files = {
+        path.relative_to(site).as_posix(): path
+        for path in sorted(site.rglob("*.html"))
+        if "_static" not in path.parts
+    }
+    longest = {}
+    for name, path in sorted(files.items(), key=lambda item: item[1].stat().st_size):
+        longest[path.parent] = name
+    odd = {name for name in files if re.match(r"[^/\d]+$|\w+/index", name)}
+    return files, {*longest.values(), *odd}
+
+
+@pytest.fixture(scope="module")
+def looks(pages, address, browser):
+    """What each page looked like, by width and name
+
+    Some are opened. The others have the same frame: their article is put into an open page."""
+    files, opened = pages
     found = {}
-    for name in sorted(str(path.relative_to(site)) for path in pages):
+    for name in [*sorted(opened), "10_masks.html", *sorted(files.keys() - opened)]:
         browser.size(*WIDTHS["desk"])
-        browser.open(address + name)
+        if name in opened or name == "10_masks.html":
+            browser.open(address + name)
+        else:
+            assert not (error := browser.driver.execute_async_script(SHOW, address + name)), error
         for width, size in WIDTHS.items():
             browser.size(*size)
             look = browser.driver.execute_async_script(LOOK, size[0])
@@ -229,6 +282,13 @@ def test_pages_load_without_errors(looks):
     assert not (
         found := problems(looks, lambda look: look.console or (not look.title and "no heading"))
     ), found
+
+
+def test_pages_that_are_not_opened_load_what_the_others_load(pages, site):
+    files, opened = pages
+    loaded = {name: Loaded(path, site).found for name, path in files.items()}
+    assert 5 < len(opened) < 20
+    assert set().union(*loaded.values()) == set().union(*(loaded[name] for name in opened))
 
 
 def test_nothing_is_fetched_from_elsewhere(looks, address):
