@@ -235,7 +235,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hydramix_nb.data._class_tables': ('data.html#_class_tables', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._first_images': ('data.html#_first_images', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._image_grid': ('data.html#_image_grid', 'hydramix_nb/data.py'),
-                                  'hydramix_nb.data._image_set': ('data.html#_image_set', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._load_named': ('data.html#_load_named', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._n_columns': ('data.html#_n_columns', 'hydramix_nb/data.py'),
                                   'hydramix_nb.data._own_images': ('data.html#_own_images', 'hydramix_nb/data.py'),

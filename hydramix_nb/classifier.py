@@ -20,7 +20,7 @@ from torch.optim import swa_utils
 # %% ../nbs/32_classifier.ipynb #938c36d5
 from . import training
 from .chains import Chain, Chance, _mixes_labels
-from .data import ImageSet, _image_set, crop_flip, to_float
+from .data import ImageSet, crop_flip, load_images, to_float
 from .identity import describe, _warn_of_reuse
 from .mixer import Mixer
 from .networks import network
@@ -350,7 +350,8 @@ def fit(
     fast: bool | None = None,  # None: proven speedups; False: plain; True: torch.compile as well
 ) -> Result:
     "Train a classifier from scratch: SGD, cosine to 0, a share of the batches generated (4.1)"
-    train, test = _image_set(train, device), _image_set(test)
+    train, test = load_images(train), load_images(test)
+    train = train if device is None else train.to(device)
     config = config or profile(size=max(train.images.shape[-2:]))
     method = method if isinstance(method, Method) else Method(mixer=method)
     _check(train, test)
@@ -377,7 +378,7 @@ def fit(
         accuracy, top5, confusion = state.judged or evaluate(model, state.test)
     return Result(model.eval(), accuracy, top5, confusion, state.history, config)
 
-
+# %% ../nbs/32_classifier.ipynb #32b00001
 def _settings(train, test, method, config, folder):
     "All that decides a result; a warning if part of it is unknown and a checkpoint is there"
     unknown = []

@@ -481,9 +481,3 @@ def load_images(
     if segments is not None:
         segments = _fit_square(segments[:, None], size, nearest=True)[:, 0]
     return ImageSet(_fit_square(data.images, size), data.labels, data.classes, segments)
-
-
-def _image_set(data, device=None):
-    "The set that is meant by whatever `load_images` takes; on a device, if one is named"
-    data = load_images(data)
-    return data if device is None else data.to(device)

@@ -17,7 +17,7 @@ import torch
 # %% ../nbs/26_gan.ipynb #68957dcf
 from . import training
 from .composing import composition_inputs, label_maps, resize
-from .data import ImageSet, _image_grid, _image_set
+from .data import ImageSet, _image_grid, load_images
 from .diff_augment import diff_augment
 from .discriminator import Discriminator
 from .fast_generator import make_fast
@@ -433,7 +433,8 @@ def fit(
     chunks: int | None = None,  # parts of a batch, for less memory; None: as memory asks for
 ) -> Trained:
     "Train a generator on a few images (3.5). Same seed, same weights on a CPU, interrupted or not"
-    train = _image_set(train, device)
+    train = load_images(train)
+    train = train if device is None else train.to(device)
     config = config or profile(size=max(train.images.shape[-2:]))
     _check(train, config)
 
