@@ -337,10 +337,10 @@ def _local_cluster(n):
         yield client
 
 
-def _connect(scheduler):
+def _connect(scheduler, seconds=30):
     "A client of the Dask scheduler at an address"
     try:
-        return import_extra("distributed").Client(scheduler, timeout="30s")
+        return import_extra("distributed").Client(scheduler, timeout=seconds)
     except OSError as e:
         raise ConnectionError(f"there is no Dask scheduler at {scheduler}") from e
 

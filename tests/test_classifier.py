@@ -417,12 +417,12 @@ from hydramix_nb.files import weights_digest
 
 torch.set_num_threads(1)
 torch.manual_seed(int(sys.argv[1]))
-train, test = load_images("toys", size=16).few_shot(2, 0), load_images("toys", "test", size=16)
+train = load_images("photos", size=16).few_shot(2, 0)
 trained = gan.fit(train, gan.profile("tiny", 16, steps=2, seed=3), progress=False)
 torch.rand(int(sys.argv[1]))
 method = baselines.build("HydraMix", train, trained=trained, views=2, seed=1, progress=False)
 config = classifier.profile("tiny", 16, steps=3, seed=2)
-result = classifier.fit(train, test, method, config, progress=False)
+result = classifier.fit(train, train, method, config, progress=False)
 print(weights_digest(result.model))
 """
 

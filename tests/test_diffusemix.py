@@ -316,7 +316,7 @@ def test_importing_the_registry_does_not_import_diffusion():
     )
 
 
-def test_a_sweep_finds_the_images_among_the_generators(tmp_path):
+def test_a_sweep_finds_the_images_among_the_generators(tmp_path, quick_kernels):
     pytest.importorskip("papermill")
     few = load_images("photos").few_shot(2, seed=0)
     doubles(few, tmp_path / "generators/diffusemix", ["darker"])

@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -364,7 +365,7 @@ def test_results_travel_back_where_the_folder_is_not_shared(tmp_path):
 
 def test_nobody_at_the_address(tmp_path):
     with pytest.raises(OSError):
-        sweeps._connect("tcp://127.0.0.1:9")
+        sweeps._connect("tcp://127.0.0.1:9", seconds=1)
 
 
 # the command
@@ -383,6 +384,23 @@ def command(*arguments, **environment):
     )
 
 
+@pytest.fixture
+def main(capsys, monkeypatch):
+    "The command in this process"
+    monkeypatch.chdir(ROOT)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        try:
+            status = tables.main(list(arguments))
+        except SystemExit as e:
+            status = e.code
+        return SimpleNamespace(returncode=status or 0, stdout=capsys.readouterr().out)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
 TINY = [
     "table_1",
     "--profile",
@@ -396,9 +414,9 @@ TINY = [
 ]
 
 
-def test_the_command_makes_a_table(tmp_path):
+def test_the_command_makes_a_table(tmp_path, main, quick_kernels):
     ask = [*TINY, "--methods", "Baseline,HydraMix", "--seeds", "0", "--out", str(tmp_path)]
-    planned = command(*ask, "--dry_run")
+    planned = main(*ask, "--dry_run")
     assert (
         planned.returncode == 0
         and "2 runs: 0 done, 2 left, 0 failed" in planned.stdout
@@ -417,9 +435,9 @@ def test_the_command_makes_a_table(tmp_path):
             and f["data"] == "photos"
         )
     assert len(list(tmp_path.glob("generators/*/generator.safetensors"))) == 1
-    again = command(*ask)
+    again = main(*ask)
     assert again.returncode == 0 and "2 runs: 2 done, 0 left" in again.stdout
-    more = command(*ask[:-4], "--seeds", "0,1", "--out", str(tmp_path), "--dry_run")
+    more = main(*ask[:-4], "--seeds", "0,1", "--out", str(tmp_path), "--dry_run")
     assert "4 runs: 2 done, 2 left" in more.stdout and re.search(
         r"cost: about \d+ s of computing", more.stdout
     )
@@ -467,7 +485,7 @@ def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_status_1_if_a_run_fails(tmp_path):
+def test_status_1_if_a_run_fails(tmp_path, quick_kernels):
     done = command(
         "table_1",
         "--profile",
@@ -492,8 +510,8 @@ def test_status_1_if_a_run_fails(tmp_path):
     )
 
 
-def test_help_helps():
-    text = command("--help").stdout
+def test_help_helps(main):
+    text = main("--help").stdout
     for word in (
         "--dry_run",
         "--workers",
@@ -505,7 +523,7 @@ def test_help_helps():
         "table_1",
     ):
         assert word in text, word
-    one = " ".join(command("table_1", "--help").stdout.split())
+    one = " ".join(main("table_1", "--help").stdout.split())
     assert "--size" in one and "--p_gen" not in one and "default: 5,10,20,30,50,100" in one
     assert "--detector_settings" in text and "--detector_settings" not in one
 

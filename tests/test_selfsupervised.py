@@ -355,7 +355,7 @@ def test_methods_are_spelled_as_in_the_paper():
     assert list(DINO_METHODS) == rows
 
 
-def test_a_run_writes_what_table_4_needs(tmp_path):
+def test_a_run_writes_what_table_4_needs(tmp_path, quick_kernels):
     papermill = pytest.importorskip("papermill")
     from hydramix_nb import runs
 

@@ -42,7 +42,7 @@ def anchors(path):
 # the tutorials
 
 
-def test_your_own_images_with_a_folder(tmp_path):
+def test_your_own_images_with_a_folder(tmp_path, quick_kernels):
     "Another folder: two classes, PNG and JPEG, one grey image, few test images; few steps"
     from PIL import Image
 
