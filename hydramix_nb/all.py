@@ -139,7 +139,7 @@ from .scattering import Scattering
 from .glico import GLICO
 from .supermix import SuperMix
 from .diffusemix import DiffuseMix, fractals, read_variants, variant_path
-from .baselines import GENERATORS, METHODS, TRAININGS, build
+from .baselines import GENERATORS, METHODS, build
 from .editing import PROMPTS, generate_variants, load_pipeline, tiny_pipeline
 
 # %% ../nbs/90_all.ipynb #54a29e9c

@@ -13,12 +13,10 @@ from pathlib import Path
 from dataclasses import replace
 
 from . import classifier, gan
-from .augmentations import CutMix
-from .chains import Chain, Chance, OneOf
+from .chains import Chain, Chance
 from .data import ImageSet, crop_flip
 from .files import read_json, write_json
 from .mixing import HydraMix, MixUp, Pool, default_views
-from .policies import Policy
 from .training import seeded
 
 # %% ../nbs/33_hydramix_plus.ipynb #f7cdf6f8
@@ -32,21 +30,13 @@ def chain(
     seed: int = 0,  # seed of the pool
     cache=None,  # folder for label maps
 ) -> Chain:  # images float [B,C,H,W] in −1…1 and labels to images and targets
-    "Compositions, RandAugment, crop and flip, mixed labels: the batches of HydraMix+"
+    "Compositions, crop and flip, mixed labels: the batches of HydraMix+"
     views = views or default_views(len(train))
     colors = dict(match_colors=match_colors)
     mixer = HydraMix(trained, train, views=views, seed=seed, cache=cache, **colors)
-    return Chain(
-        Chance(Pool(mixer, per_class, seed=seed), 0.5),
-        Policy("RandAugment", train.images.shape[-1]),
-        crop_flip,
-        OneOf(MixUp(train), CutMix(train), p=(0.5, 0.25)),
-    )
+    return Chain(Chance(Pool(mixer, per_class, seed=seed), 0.5), crop_flip, MixUp(train))
 
-# %% ../nbs/33_hydramix_plus.ipynb #07d45b73
-_TRAINING = dict(average=0.999, clean_share=0.1)
-
-# %% ../nbs/33_hydramix_plus.ipynb #149f6acb
+# %% ../nbs/33_hydramix_plus.ipynb #31c3d0f2
 def _seconds_per_step(state, steps=3):
     "Seconds of a step, after two that do not count"
     for _ in range(2):
@@ -62,17 +52,17 @@ def _configs(train, seed):
     "Settings of generator and classifier for these images, on their device"
     name = "small" if train.device.type == "cpu" else "paper"
     side = train.images.shape[-1]
-    judged = classifier.profile(name, side, seed=seed, evaluations=1, **_TRAINING)
+    judged = classifier.profile(name, side, seed=seed, evaluations=1)
     return gan.profile(name, side, seed=seed), judged
 
 
 def _budget(train, minutes, seed, cache):
     "Steps of generator and classifier that fit into the minutes; 0 for no generator of its own"
     learn, judge = _configs(train, seed)
-    links = Policy("RandAugment", train.images.shape[-1]), crop_flip, MixUp(train)
+    links = Chain(crop_flip, MixUp(train))
     with seeded(seed, train.device):
         composing = gan.Training(train, learn, cache)
-        training = classifier.Training(train, classifier.Method(Chain(*links)), judge)
+        training = classifier.Training(train, classifier.Method(links), judge)
         slow, quick = _seconds_per_step(composing), _seconds_per_step(training)
     seconds, wanted = 54 * minutes, (composing.steps, training.steps)
     share = min(4, seconds / (slow * wanted[0] + quick * wanted[1]))
@@ -80,7 +70,7 @@ def _budget(train, minutes, seed, cache):
         return [round(share * steps) for steps in wanted]
     return [0, max(1, round(min(wanted[1], seconds / quick)))]
 
-# %% ../nbs/33_hydramix_plus.ipynb #d1c951ae
+# %% ../nbs/33_hydramix_plus.ipynb #149f6acb
 def _steps(train, minutes, steps, seed, folder, cache):
     "Steps that were asked for, or that an earlier call planned in this folder, or that fit in"
     if steps is not None:
@@ -114,7 +104,7 @@ def _unjudged(found):
     history = [{k: v for k, v in row.items() if k != "accuracy"} for row in found.history]
     return replace(found, accuracy=float("nan"), top5=float("nan"), history=history)
 
-# %% ../nbs/33_hydramix_plus.ipynb #e3b6d778
+# %% ../nbs/33_hydramix_plus.ipynb #d1c951ae
 def _generator(train, config, steps, folder, cache, progress):
     "A generator of these images, or for 0 steps the one that comes with the package"
     if steps:
@@ -128,7 +118,7 @@ def _generator(train, config, steps, folder, cache, progress):
         )
     return gan.pretrained(train.device)
 
-# %% ../nbs/33_hydramix_plus.ipynb #b0a14f71
+# %% ../nbs/33_hydramix_plus.ipynb #e3b6d778
 def fit(
     train: ImageSet,  # the few images, two or more of each class; training runs on their device
     minutes: float = 10,  # time that it may take
