@@ -294,7 +294,7 @@ def random_clip(
     preparation = dict(
         mean=[0.48145466, 0.4578275, 0.40821073], std=[0.26862954, 0.26130258, 0.27577711]
     )
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     with seeded(seed):
         weights = _open_clip().CLIP(**model).state_dict()
     write_tensors(folder / "open_clip_model.safetensors", weights, dict(kind="random OpenCLIP"))

@@ -181,7 +181,8 @@ def variant_path(
     prompt: str,  # prompt of the edit
 ) -> Path:  # path of a PNG file
     "Name the file of an image's edited double"
-    return Path(folder) / folder_name(name) / f"{_image_key(image)} {folder_name(prompt)}.png"
+    file = f"{_image_key(image)} {folder_name(prompt)}.png"
+    return Path(folder).expanduser() / folder_name(name) / file
 
 # %% ../nbs/37_diffusemix.ipynb #e3ddf933
 _MAKE = (

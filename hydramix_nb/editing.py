@@ -183,7 +183,7 @@ def tiny_pipeline(
     seed: int = 0,  # seed of its random weights
 ) -> Path:  # the folder, for load_pipeline
     "Make an InstructPix2Pix of random weights, which edits 32×32 pixels into noise"
-    (diffusers, transformers), folder = _extra(), Path(folder)
+    (diffusers, transformers), folder = _extra(), Path(folder).expanduser()
     tokenizer = _tiny_tokenizer(folder)
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     text = dict(vocab_size=end + 1, bos_token_id=start, eos_token_id=end, pad_token_id=end)

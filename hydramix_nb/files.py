@@ -19,7 +19,7 @@ def atomic_write(
     path,  # file to write; its folder is made
 ):  # context manager that gives the temporary path to write to
     "Write beside `path`, then move the file to `path`; after an error nothing is left"
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -36,7 +36,7 @@ def write_text(
     "Write a text file in UTF-8, atomically"
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def write_json(
@@ -52,7 +52,7 @@ def read_json(
 ):  # its content; None where there is no such file
     "Read a JSON file; ValueError where it is incomplete"
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as e:
@@ -97,7 +97,7 @@ def _read_header(
     "Read the header; FileNotFoundError, or ValueError for a file cut short or of another kind"
     from safetensors import safe_open
 
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -122,6 +122,7 @@ def read_tensors(
     "Read tensors and header of a file, with the errors of `_read_header`"
     from safetensors import safe_open
 
+    path = Path(path).expanduser()
     header = _read_header(path, kind)
     with safe_open(path, "pt", device=str(device)) as f:
         return {k: f.get_tensor(k) for k in f.keys()}, header

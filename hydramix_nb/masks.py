@@ -97,8 +97,9 @@ def _cache_path(folder, images, **how):
 
     made_of = json.dumps([skimage.__version__, images.shape, how, "colours in -1...1"])
     digest = tensor_digest([torch.from_numpy(images)], made_of)[:32]
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(folder) / f"segments-{digest}.npz"
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"segments-{digest}.npz"
 
 
 def _read_maps(path, shape):

@@ -305,7 +305,7 @@ class Lock:
         poll: float = 0.2,  # seconds between two tries
         say=None,  # function of the holder's name, called once if there is something to wait for
     ):
-        self.path, self.poll, self.say, self._file = Path(path), poll, say, None
+        self.path, self.poll, self.say, self._file = Path(path).expanduser(), poll, say, None
 
     def acquire(
         self,
@@ -359,8 +359,9 @@ def shared_generator(
     from hydramix_nb import composing, gan
 
     learned_with = replace(config, **composing._MIXER_DEFAULTS)
-    fit = fit or functools.partial(gan.fit, cache=Path(folder) / "segments")
-    place = Path(folder) / _digest(dict(config=asdict(learned_with), data=train.digest()))
+    folder = Path(folder).expanduser()
+    fit = fit or functools.partial(gan.fit, cache=folder / "segments")
+    place = folder / _digest(dict(config=asdict(learned_with), data=train.digest()))
     file, seconds = place / "generator.safetensors", 0.0
 
     def say(holder):

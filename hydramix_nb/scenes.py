@@ -93,7 +93,7 @@ def _read_annotations(
     path,  # JSON file in COCO's format for object detection
 ) -> dict:  # images, annotations numbered from 1 with area and iscrowd, categories
     "Read and check an annotation file; ValueError for the first thing that is wrong"
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -241,7 +241,7 @@ class Scenes(_Boxes):
         data: dict,  # images, annotations and categories, as `read_coco` reads them
     ):
         super().__init__(data)
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
 
     def path(self, i):
         return self.folder / self.coco.imgs[self.ids[i]]["file_name"]

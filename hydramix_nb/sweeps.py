@@ -41,7 +41,7 @@ def find_notebook(
 ) -> Path:  # path of the notebook
     "Find a notebook by path, or by name in nbs/experiments here, of the checkout, or as installed"
     if str(name).endswith(".ipynb"):
-        return Path(name)
+        return Path(name).expanduser()
     package = Path(hydramix_nb.__file__).resolve().parent
     for folder in (
         Path("nbs/experiments"),

@@ -4,9 +4,12 @@ speaks of one machine."""
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 from shlex import split
@@ -145,6 +148,7 @@ print(time.perf_counter() - start, *sys.modules)
 
 BLOCK = """
 import sys
+import tarfile
 class Without:
     "A finder that finds nothing of what an extra brings, as on a machine without extras"
     names = set({names!r})
@@ -337,3 +341,63 @@ def test_no_machine_paths_in_the_repository():
         text = re.sub(r'"image/(?:png|jpeg|svg\+xml)": "[^"]*"', "", text)
         found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in MACHINE.finditer(text)]
     assert not found, "\n".join(found)
+
+
+# what is distributed
+
+
+def distribute(work):
+    "A source distribution of what is under version control, and the wheel that is built from it"
+    for path in repository():
+        there = work / "tree" / path.relative_to(ROOT)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, there)
+    hook = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
+    dist = work / "dist"
+    options = dict(check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", hook.format("sdist"), str(dist)], cwd=work / "tree", **options
+    )
+    (source,) = dist.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(work, filter="data")
+    unpacked = work / source.name.removesuffix(".tar.gz")
+    subprocess.run([sys.executable, "-c", hook.format("wheel"), str(dist)], cwd=unpacked, **options)
+    (wheel,) = dist.glob("*.whl")
+    return unpacked, wheel
+
+
+def test_distributions_install_and_compose_outside_a_checkout(tmp_path):
+    unpacked, wheel = distribute(tmp_path)
+    for needed in ("settings.ini", "README.md", "LICENSE", "CHANGELOG.md"):
+        assert (unpacked / needed).is_file(), f"the source distribution lacks {needed}"
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+        archive.extractall(tmp_path / "site")  # what pip does with a wheel of pure Python
+    kinds = "*.py *.csv *.safetensors py.typed"
+    needed = [p for kind in kinds.split() for p in (ROOT / "hydramix_nb").glob(kind)]
+    assert len(needed) > 50
+    assert {f"hydramix_nb/{p.name}" for p in needed} <= inside
+    assert "hydramix_nb/experiments/quickstart.ipynb" in inside
+    out = subprocess.run(
+        [sys.executable, "-c", COMPOSE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr
+    assert Path(out.stdout.strip()) == tmp_path / "site/hydramix_nb/__init__.py"
+
+
+COMPOSE = """
+import torch, hydramix_nb
+from hydramix_nb import gan, sweeps
+from hydramix_nb.data import load_images
+from hydramix_nb.mixing import HydraMix
+train = load_images("toys").few_shot(2, seed=0)[:6]
+images = HydraMix(gan.pretrained(), train)(train.labels[:1])
+assert images.shape == (1, 3, 32, 32) and images.isfinite().all()
+assert sweeps.find_notebook("classify").is_file()
+print(hydramix_nb.__file__)
+"""
