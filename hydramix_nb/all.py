@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = []
 
+# %% ../nbs/90_all.ipynb #90b00002
+from inspect import isclass as _isclass
+from inspect import isfunction as _isfunction
+from pathlib import Path as _Path
+from re import compile as _pattern
+
 # %% ../nbs/90_all.ipynb #3fc66ee3
 from hydramix_nb import (
     augmentations,
@@ -216,12 +222,6 @@ def __getattr__(
     if owners:
         raise AttributeError(f"`{name}` is reached through its module: " + " or ".join(owners))
     raise AttributeError(f"hydramix_nb.all has no `{name}`")
-
-# %% ../nbs/90_all.ipynb #90b00002
-from inspect import isclass as _isclass
-from inspect import isfunction as _isfunction
-from pathlib import Path as _Path
-from re import compile as _pattern
 
 # %% ../nbs/90_all.ipynb #90b00003
 _BEGINS = _pattern(r"( *)(class|def) (\w+)")

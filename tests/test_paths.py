@@ -6,17 +6,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hydramix_nb import (
-    diffusemix,
-    figures,
-    files,
-    gan,
-    image_folders,
-    mixing,
-    runs,
-    sweeps,
-    tables,
-)
+from hydramix_nb import diffusemix, figures, files, gan, image_folders, mixing, runs, sweeps, tables
 from hydramix_nb.data import load_images
 
 
