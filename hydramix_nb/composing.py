@@ -79,6 +79,15 @@ def resize(
         x = F.interpolate(x, size=shape, mode="bilinear", align_corners=True)
     return x if images.is_floating_point() else x.round().to(images.dtype)
 
+# %% ../nbs/12_composing.ipynb #12c0de01
+def _check_square(images):
+    "ValueError for images that are higher than wide, or wider"
+    height, width = images.shape[-2:]
+    if height != width:
+        raise ValueError(
+            f"images of {height}×{width} are not square: load them with load_images(…, size=…)"
+        )
+
 # %% ../nbs/12_composing.ipynb #4c6b88dd
 def label_maps(
     images: torch.Tensor,  # images, uint8 [n,C,S,S], at the size to be segmented
@@ -188,3 +197,8 @@ def match_colors(
     own = images.std((-2, -1), keepdim=True, unbiased=False)
     centred = images - images.mean((-2, -1), keepdim=True)
     return (centred / (own + 1e-3) * deviation + mean).clamp(-1, 1)
+
+
+def _match_owners(mixed, moments, mask):
+    "Compositions in the colours of their images, whose moments are [B,N,2C,h,w], under the mask"
+    return match_colors(mixed, (moments * mask[:, :, None]).sum(1))

@@ -16,7 +16,7 @@ import torch
 
 # %% ../nbs/26_gan.ipynb #68957dcf
 from . import training
-from .composing import composition_inputs, label_maps, resize
+from .composing import _check_square, composition_inputs, label_maps, resize
 from .data import ImageSet, _image_grid, load_images
 from .diff_augment import diff_augment
 from .discriminator import Discriminator
@@ -367,11 +367,7 @@ class Training(_Ended):
 # %% ../nbs/26_gan.ipynb #fbdf1040
 def _check(train, config):
     "ValueError for images that cannot be mixed"
-    height, width = train.images.shape[-2:]
-    if height != width:
-        raise ValueError(
-            f"images of {height}×{width} are not square: load them with load_images(…, size=…)"
-        )
+    _check_square(train.images)
     if len(train.classes) < 2:
         raise ValueError(
             f"there is a single class, {train.classes[0]!r}: telling classes apart takes two"

@@ -158,3 +158,13 @@ class Generator(nn.Module):
     def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         "Dec(Mix(Enc(I), M)): I [B,N,C,H,W] in −1…1, M [B,N,H/4,W/4] → Î [B,C,H,W] (Eq. 2)"
         return self.decode(self.mix(self.encode(images), mask))
+
+# %% ../nbs/20_generator.ipynb #20c0de01
+def _check_channels(generator, images):
+    "ValueError where a generator was trained on images of other channels"
+    ours, theirs = images.shape[1], generator.in_channels
+    if ours != theirs:
+        raise ValueError(
+            f"images have {ours} channel(s), the generator was trained on {theirs}: "
+            "load them with as many"
+        )

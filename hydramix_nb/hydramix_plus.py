@@ -31,9 +31,9 @@ def chain(
     cache=None,  # folder for label maps
 ) -> Chain:  # images float [B,C,H,W] in −1…1 and labels to images and targets
     "Compositions, crop and flip, mixed labels: the batches of HydraMix+"
-    views = views or default_views(len(train))
-    colors = dict(match_colors=match_colors)
-    mixer = HydraMix(trained, train, views=views, seed=seed, cache=cache, **colors)
+    views = default_views(len(train)) if views is None else views
+    options = dict(views=views, match_colors=match_colors, seed=seed, cache=cache)
+    mixer = HydraMix(trained, train, **options)
     return Chain(Chance(Pool(mixer, per_class, seed=seed), 0.5), crop_flip, MixUp(train))
 
 # %% ../nbs/33_hydramix_plus.ipynb #31c3d0f2
@@ -144,5 +144,7 @@ def fit(
     if progress:
         print(made)
     judge, place = replace(judge, steps=steps[1]), folder and folder / "classifier"
-    found = classifier.fit(train, test or train, made, judge, folder=place, progress=progress)
-    return found if test is not None else _unjudged(found)
+    found = classifier.fit(
+        train, train if test is None else test, made, judge, folder=place, progress=progress
+    )
+    return _unjudged(found) if test is None else found

@@ -18,6 +18,7 @@ import torch
 
 # %% ../nbs/28_mixer.ipynb #4027d365
 from . import __version__
+from .composing import _check_square
 from .data import ImageSet
 from .files import read_tensors, write_tensors
 
@@ -246,11 +247,7 @@ class Mixer(_Kept, _Batches):
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
         std=None,  # deviation of the loop's Normalize, number or [C]
     ):
-        height, width = train.images.shape[-2:]
-        if height != width:
-            raise ValueError(
-                f"images of {height}×{width} are not square: load them with load_images(…, size=…)"
-            )
+        _check_square(train.images)
         self.train, self._range = train, _Range(mean, std, train.images.shape[1])
         self.mean = self._range.mean.flatten().tolist() if self._range.given else None
         self.std = self._range.std.flatten().tolist() if self._range.given else None

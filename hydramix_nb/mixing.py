@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from . import composing, gan
 from .data import ImageSet, crop_flip, to_float, to_uint8
 from .files import _read_header
-from .generator import Generator
+from .generator import Generator, _check_channels
 from .identity import describe
 from .masks import downsample
 from .mixer import Mixer, _like, _on
@@ -141,20 +141,6 @@ def _changed(config, **changes):
     "The settings with those changes that are not None"
     return replace(config, **{k: v for k, v in changes.items() if v is not None})
 
-
-def _check_channels(trained, train):
-    ours, theirs = train.images.shape[1], trained.generator.in_channels
-    if ours != theirs:
-        raise ValueError(
-            f"images have {ours} channel(s), the generator was trained on {theirs}: "
-            "load them with as many"
-        )
-
-
-def _match_colors(mixed, moments, mask):
-    "Compositions in the colours of their images: `moments` [B,N,2C,h,w] under the mask"
-    return composing.match_colors(mixed, (moments * mask[:, :, None]).sum(1))
-
 # %% ../nbs/30_mixing.ipynb #5e9d6b6e
 class _Views(_Sources):
     "Crops and flips of the images, encoded once"
@@ -191,7 +177,7 @@ class _Compositions(_Views):
         mask = composing.mixing_mask(self.maps[index], self.config, self.n_segments)
         mixed = self.generator.decode(self.generator.mix(self.features[index], mask))
         if self.match_colors:
-            mixed = _match_colors(mixed, self.moments[index], mask)
+            mixed = composing._match_owners(mixed, self.moments[index], mask)
         return composing.resize(mixed, self.size, self.config.reduce)
 
     def _mix_crops(self, index):
@@ -200,7 +186,8 @@ class _Compositions(_Views):
         images, mask = self._inputs(index, side)
         mixed = self.generator(images, mask)
         if self.match_colors:
-            mixed = _match_colors(mixed, composing.color_moments(images, Generator.scale), mask)
+            moments = composing.color_moments(images, Generator.scale)
+            mixed = composing._match_owners(mixed, moments, mask)
         return composing.resize(mixed, self.size, self.config.reduce)
 
     def mix(self, index):
@@ -241,7 +228,7 @@ class HydraMix(_Compositions):
         self.config = _changed(trained.config, **changes)
         for name in changes:
             setattr(self, name, getattr(self.config, name))
-        _check_channels(trained, train)
+        _check_channels(trained.generator, train.images)
         self.trained, self.size, self.views = trained, train.images.shape[-1], views
         self.seed, self.match_colors = seed, match_colors
         self.generator = _on(trained.generator, train.device)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from . import composing
 from .data import show_images, to_float
 from .files import write_png, write_text
-from .generator import Generator
+from .generator import Generator, _check_channels
 from .masks import color_owners, mask_to_owners
 from .training import seeded
 
@@ -179,21 +179,9 @@ def _few_of_each(train, n=8):
     return torch.cat([(train.labels == c).nonzero().flatten()[:n] for c in chosen])
 
 
-def _check_report(trained, train):
-    height, width = train.images.shape[-2:]
-    if height != width:
-        raise ValueError(
-            f"images of {height}×{width} are not square: load them with load_images(…, size=…)"
-        )
-    ours, theirs = train.images.shape[1], trained.generator.in_channels
-    if ours != theirs:
-        raise ValueError(f"images have {ours} channel(s), the generator was trained on {theirs}")
-
-
 def _in_colors(made, images, mask):
     "Compositions with the colours that their images [B,N,C,S,S] have under the mask"
-    moments = composing.color_moments(images, Generator.scale)
-    return composing.match_colors(made, (moments * mask[:, :, None]).sum(1))
+    return composing._match_owners(made, composing.color_moments(images, Generator.scale), mask)
 
 # %% ../nbs/24_quality.ipynb #25b00013
 @torch.no_grad()
@@ -220,7 +208,8 @@ class _Examined:
     "What a generator makes of a set: reconstructions, compositions, and what is found in them"
 
     def __init__(self, trained, train, maps, match_colors, seed):
-        _check_report(trained, train)
+        composing._check_square(train.images)
+        _check_channels(trained.generator, train.images)
         config, index = replace(trained.config, augment=False), _few_of_each(train)
         few, size = train[index], config.image_size
         large = composing.resize(few.images, size)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/56_selfsupervised.ipynb #d0543b08
 from . import classifier, training
+from .composing import _check_square
 from .crops import CropConfig, multi_crop
 from .data import ImageSet, to_float
 from .training import _from_profile, seeded, settings_text
@@ -334,11 +335,8 @@ class Pretrained:
 
 def _check(train, mixer=None):
     "Errors that should come before the work"
-    channels, height, width = train.images.shape[1:]
-    if height != width:
-        raise ValueError(
-            f"images of {height}×{width} are not square: load them with load_images(…, size=…)"
-        )
+    _check_square(train.images)
+    channels = train.images.shape[1]
     if channels not in (1, 3):
         raise ValueError(
             f"images have {channels} channels: the colours of crops are jittered in 1 or 3"

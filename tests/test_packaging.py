@@ -148,7 +148,6 @@ print(time.perf_counter() - start, *sys.modules)
 
 BLOCK = """
 import sys
-import tarfile
 class Without:
     "A finder that finds nothing of what an extra brings, as on a machine without extras"
     names = set({names!r})
