@@ -1,46 +1,17 @@
 "InstructPix2Pix: loading, running with random weights, filling a folder of edited images."
 
-import importlib.util
 import shutil
 import sys
 
 import pytest
 import torch
+from variants import FAST, PROMPTS, TRAIN, needs_diffusers, pictures
 
 from hydramix_nb import editing
-from hydramix_nb.data import ImageSet, load_images
-from hydramix_nb.diffusemix import _image_key, read_variants, variant_path
+from hydramix_nb.data import load_images
+from hydramix_nb.diffusemix import _image_key, read_variants
 from hydramix_nb.editing import generate_variants
 from hydramix_nb.files import weights_digest, write_png
-
-needs_diffusers = pytest.mark.skipif(
-    not importlib.util.find_spec("diffusers"),
-    reason="runs a diffusion pipeline: pip install 'hydramix-nb[diffusion]'",
-)
-PROMPTS = ["snowy", "a sketch with crayon"]
-FAST = dict(size=16, steps=2, progress=False)
-
-
-def pictures(n=6, size=16, channels=3, classes=("a", "b", "c"), seed=0):
-    images = torch.randint(
-        256,
-        (n, channels, size, size),
-        dtype=torch.uint8,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return ImageSet(images, torch.arange(n) % len(classes), list(classes))
-
-
-def doubles(train, folder, prompts=PROMPTS):
-    "A folder as another program could have made it: doubles are darker by the prompt's number"
-    for i, prompt in enumerate(prompts, 1):
-        for image, label in zip(train.images, train.labels, strict=True):
-            write_png(variant_path(folder, train.classes[label], image, prompt), image // 2 + i)
-    return folder
-
-
-TRAIN = pictures()
-
 
 # the diffusion model
 
