@@ -33,7 +33,7 @@ class Config:
     cells: int = 4  # cells along a side of a grid mask (Table 10: mixing mask size)
     augment: bool = True  # reflect-padded random crop and flip
     reduce: str = "bilinear"  # way back from image_size to the data's: "bilinear" or "area"
-    segment_size: int | None = None  # side in pixels at which mixers segment; None: image_size
+    segment_size: int | None = None  # side at which mixers segment; None: the data's own
 
     def __post_init__(self):
         if self.mixing not in _MIXINGS:
@@ -115,8 +115,8 @@ def _mixer_maps(
     own=None,  # the set's own label maps, integer [n,H,W]; None: Felzenszwalb's
 ) -> tuple:  # label maps, int16 or int32 [n,S,S] with S = image_size; the largest label + 1
     "Label maps for a mixer: found at `segment_size`, enlarged to `image_size` by nearest neighbour"
-    at_size = resize(images, config.segment_size or config.image_size)
-    maps, n_segments = label_maps(at_size, config, cache, own)
+    size = config.segment_size or min(images.shape[-1], config.image_size)
+    maps, n_segments = label_maps(resize(images, size), config, cache, own)
     return downsample(maps, config.image_size), n_segments
 
 # %% ../nbs/12_composing.ipynb #c870b3e4
