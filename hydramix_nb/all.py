@@ -13,6 +13,7 @@ from re import compile as _pattern
 
 # %% ../nbs/90_all.ipynb #3fc66ee3
 from hydramix_nb import (
+    archives,
     augmentations,
     backbones,
     baselines,

@@ -26,6 +26,7 @@ from .mixer import Mixer
 from .networks import network
 from hydramix_nb.speed import (
     Graph,
+    _Compiled,
     check_memory,
     _keep_freed_memory,
     _saved_tensor_bytes,
@@ -80,7 +81,7 @@ def profile(
 
 
 PROFILES = dict(
-    paper=dict(evaluations=200),
+    paper={},
     small=dict(
         network="wrn-10-1", dropout=0.0, batch_size=16, steps=4000, lr=0.02, weight_decay=5e-3
     ),
@@ -275,7 +276,7 @@ class Training(_Step):
         fast = _optimizer_options(self.device, config.lr) if self.speedups else {}
         self.optimizers["model"] = _sgd(net, config, dict(lr=config.lr) | fast)
         self.rates = [float(group["lr"]) for group in self.optimizers["model"].param_groups]
-        self._forward = torch.compile(net) if "compiled" in self.speedups else net
+        self._forward = _Compiled(net) if "compiled" in self.speedups else net
         self._graphs = _recorded(self) if "recorded step" in self.speedups else None
         self.average = _averaged(net, config)
         self.networks |= dict(average=self.average) if self.average is not None else {}
@@ -295,7 +296,9 @@ class Training(_Step):
         return losses
 
     def measure(self):
-        self.judged = evaluate(self.result(), self.test)  # on the test set, in percent
+        model = self.result()
+        with _mixed_precision(self.speedups, self.device):
+            self.judged = evaluate(model, self.test)  # top-1, top-5 in percent, confusion
         return dict(accuracy=self.judged[0])
 
 # %% ../nbs/32_classifier.ipynb #955475f8
@@ -309,6 +312,7 @@ class Result:
     confusion: torch.Tensor  # int64 [classes,classes]: true class in rows, prediction in columns
     history: list  # one dict per evaluation: step, loss, accuracy
     config: Config  # settings
+    earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 
 # %% ../nbs/32_classifier.ipynb #509c3806
 def _check(train, test):
@@ -374,9 +378,12 @@ def fit(
             looks=config.evaluations,
             progress=progress,
         )
-        model = state.result()
-        accuracy, top5, confusion = state.judged or evaluate(model, state.test)
-    return Result(model.eval(), accuracy, top5, confusion, state.history, config)
+        if state.judged is None:  # the checkpoint was of the last step
+            state.measure()
+        model, (accuracy, top5, confusion) = state.result(), state.judged
+    return Result(
+        model.eval(), accuracy, top5, confusion, state.history, config, state.earlier_seconds
+    )
 
 # %% ../nbs/32_classifier.ipynb #32b00001
 def _settings(train, test, method, config, folder):

@@ -341,6 +341,7 @@ class _Result:
     precision: dict  # AP, AP50, AP75 on val after the last step, percent
     history: list  # one dict per look: step, the losses, lr, and now and then AP, AP50, AP75
     config: Config  # settings
+    earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 
 
 def _settings(train, config, mixer, p_gen, backbone):
@@ -389,4 +390,4 @@ def fit(
         )
         precision = average_precision(val, _predict(state.model, val))
     state.history[-1] |= precision
-    return _Result(state.model.eval(), precision, state.history, config)
+    return _Result(state.model.eval(), precision, state.history, config, state.earlier_seconds)

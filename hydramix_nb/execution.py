@@ -32,8 +32,8 @@ _stopping = threading.Event()  # set while a sweep is broken off: what fails now
 
 
 @functools.cache
-def _kernel_manager():
-    "A kernel manager class whose kernels talk through sockets in a folder of their own"
+def _kernel_manager(deadline=None):
+    "A kernel manager class whose kernels know a deadline and talk through sockets in a folder"
     import_extra("ipykernel")
     manager = import_extra("jupyter_client").AsyncKernelManager
 
@@ -46,6 +46,11 @@ def _kernel_manager():
             ipc = dict(transport="ipc", ip=f"{self.folder}/kernel") if os.name == "posix" else {}
             super().__init__(connection_file=f"{self.folder}/kernel.json", **ipc, **kwargs)
             _kernels.add(self)
+
+        async def start_kernel(self, **kwargs):
+            if deadline is not None:
+                kwargs["env"] = {**os.environ, "HYDRAMIX_DEADLINE": str(deadline)}
+            await super().start_kernel(**kwargs)
 
         def cleanup_connection_file(self):
             super().cleanup_connection_file()
@@ -69,6 +74,7 @@ def _execute_notebook(
     output,  # path of the executed notebook, in whatever state it ends
     parameters: dict,  # every parameter of the notebook
     cwd=None,  # working directory of the kernel; None: this process's
+    deadline=None,  # time at which trainings stop, seconds since 1970; None: never
 ):
     "Run a notebook with papermill; raises what went wrong in it"
     nb = import_extra("nbformat").reads(notebook, as_version=4)
@@ -81,7 +87,7 @@ def _execute_notebook(
             kernel_name="python3",
             progress_bar=False,
             start_timeout=600,
-            kernel_manager_class=_kernel_manager(),
+            kernel_manager_class=_kernel_manager(deadline),
             resources=dict(metadata=dict(path=str(cwd or Path.cwd()))),
             iopub_timeout=120,
             coalesce_streams=True,
@@ -96,7 +102,7 @@ class _Outcome:
     "What came of a task"
 
     id: str  # id of the run
-    state: str  # "done", "failed", or "busy" where another process is at it
+    state: str  # "done", "failed", "stopped" at its deadline, "busy" where another process is at it
     parameters: dict  # parameters of the run
     result: dict | None = None  # contents of result.json
     error: str = ""  # last line of what went wrong, or who is at it
@@ -121,6 +127,7 @@ class _Task:
     retry: float | None = None  # time of the failure that is to be done again; None: none is
     places: tuple = PLACES  # the parameters of `PLACES` that the notebook has
     attempts: int = 3  # how often a kernel may die before the run has failed
+    deadline: float | None = None  # time at which it stops, seconds since 1970; None: never
     data: dict = field(
         default_factory=dict
     )  # name of a data set → digest of its files, where known
@@ -169,7 +176,7 @@ def _try_run(task, executed, pending):
     for _ in range(task.attempts):
         error = None
         try:
-            _execute_notebook(task.notebook, executed, parameters, cwd)
+            _execute_notebook(task.notebook, executed, parameters, cwd, task.deadline)
         except Exception as e:
             if _stopping.is_set():
                 raise
@@ -210,6 +217,13 @@ def _set_aside(task):
         write_json(folder / "data.json", task.data)
 
 
+def _state_after(error):
+    "What came of a run: done, stopped at its deadline by a training, or failed"
+    if error is None:
+        return "done"
+    return "stopped" if getattr(error, "ename", "") == "OutOfTime" else "failed"
+
+
 def _run(task):
     "Execute a run's notebook and write down what came of it"
     folder = task.folder
@@ -218,18 +232,20 @@ def _run(task):
     write_json(folder / "params.json", task.parameters)
     pending.unlink(missing_ok=True)
     error = _try_run(task, executed, pending)
-    if error is None:
+    state = _state_after(error)
+    if state == "done":
         os.replace(pending, folder / "result.json")
-        (folder / "error.json").unlink(missing_ok=True)
-    else:
+    if state == "failed":
         _write_error(folder, error)
+    else:
+        (folder / "error.json").unlink(missing_ok=True)
     files = {}
     for name in ("params.json", "data.json", "result.json", "error.json", executed.name):
         if (folder / name).exists():
             files[name] = (folder / name).read_text(encoding="utf-8")
     return _Outcome(
         task.id,
-        "failed" if error else "done",
+        state,
         task.parameters,
         result=None if error else json.loads(files["result.json"]),
         error=_last_line(error) if error else "",
@@ -241,8 +257,8 @@ def _run(task):
 # %% ../nbs/61_execution.ipynb #b16c919c
 def execute(
     task: _Task,  # run to do
-) -> _Outcome:  # done, failed, or busy
-    "Do a run, unless it is done, has failed, or another process is at it"
+) -> _Outcome:  # done, failed, stopped, or busy
+    "Do a run, unless it is done, has failed, its time is over, or another process is at it"
     if task.code and task.code != _code_digest():
         raise RuntimeError(
             f"{socket.gethostname()} has hydramix_nb {__version__} with other source "
@@ -251,6 +267,8 @@ def execute(
         )
     if found := task.outcome():
         return found
+    if task.deadline is not None and time.time() >= task.deadline:
+        return _Outcome(task.id, "stopped", task.parameters, folder=str(task.folder))
     lock = Lock(task.folder / ".lock")
     if not lock.acquire(wait=False):
         return _Outcome(
@@ -264,7 +282,7 @@ def execute(
 # %% ../nbs/61_execution.ipynb #7c3d1e88
 def _execute_here(
     task: _Task,  # run to do
-) -> _Outcome:  # done, failed, or busy
+) -> _Outcome:  # done, failed, stopped, or busy
     "Do a run in a thread of this process, so that Ctrl-C ends it at once and is no failure"
     future = Future()
 

@@ -8,6 +8,7 @@ __all__ = ['generator_loss', 'discriminator_loss', 'Training', 'fit']
 # %% ../nbs/26_gan.ipynb #594d4233
 import copy
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
 from .quality import _Report
 from hydramix_nb.speed import (
     Graph,
+    _Compiled,
+    _compiling,
+    _cudnn_search,
     _keep_freed_memory,
     _mixed_precision,
     _n_chunks,
@@ -190,8 +194,11 @@ class _Alternation(_Rates):
 
     average = None  # copy of the generator with the moving average of its weights, if there is one
 
+    @contextmanager
     def around(self):
-        return _keep_freed_memory("freed memory kept" in self.speedups)
+        searched = self.device.type == "cuda" and "compiled" in self.speedups
+        with _keep_freed_memory("freed memory kept" in self.speedups), _cudnn_search(searched):
+            yield
 
     def step(self):
         "One step of the generator and one of the discriminator on the same batch (3.5)"
@@ -350,7 +357,7 @@ class Training(_Ended):
         if fast is not False:
             for network in self.networks.values():
                 make_fast(network)
-        self.speedups = prepare(self.networks.values(), fast)
+        self.speedups = prepare(self.networks.values(), fast, steps=self.steps)
         for name, network in self.networks.items():
             self.optimizers[name] = self._adam(name, network)
         if config.ema:
@@ -359,7 +366,7 @@ class Training(_Ended):
             self.new_share = torch.ones((), device=self.device)
         losses = generator_loss, discriminator_loss
         if "compiled" in self.speedups:
-            losses = [torch.compile(loss) for loss in losses]
+            losses = [_Compiled(loss) for loss in losses]
         self._generator_loss, self._discriminator_loss = losses
         recorded = "recorded step" in self.speedups
         self._both_steps = Graph(self._alternate) if recorded else self._alternate
@@ -441,8 +448,10 @@ def fit(
                 state.networks[name].load_state_dict(start.generator.state_dict())
         if progress:
             speedups = ", ".join(state.speedups) or "plain"
-            in_chunks = f"; in {state.chunks} chunks" if state.chunks > 1 else ""
-            print(f"generator: {state.steps:,} steps on {train.device}; {speedups}{in_chunks}")
+            in_chunks = f"in {state.chunks} chunks" if state.chunks > 1 else ""
+            compiling = _compiling(train.device.type, fast, state.steps)[1]
+            said = "; ".join(part for part in (speedups, in_chunks, compiling) if part)
+            print(f"generator: {state.steps:,} steps on {train.device}; {said}")
         return state
 
     made_of = dict(config=asdict(config), images=train.digest())

@@ -325,7 +325,7 @@ def experiment(
     methods=(),  # names of baselines.METHODS; empty: all that were measured, or the paper's
     seeds=(),  # list of int; empty: all that were measured, or 0 to 4
     engine="report",  # report, local, a number of workers, gpu, or the address of a scheduler
-    out="runs",  # folder of all runs
+    out="runs",  # folder of all runs, or an archive of one
     results=None,  # csv with more of them; None: the one of this checkout; "": none
     device: str = "auto",  # auto, cpu, cuda or cuda:N
     data_root=None,  # folder of the data sets; None: $HYDRAMIX_DATA

@@ -16,7 +16,8 @@ import numpy as np
 
 # %% ../nbs/65_results.ipynb #f9860678
 import hydramix_nb
-from .files import atomic_write, read_json
+from .archives import _finished_runs
+from .files import atomic_write
 from .runs import import_extra, run_id
 from .sweeps import _committed
 from .tables import EXPERIMENTS, _notebook_of, _fixed_values
@@ -137,13 +138,12 @@ def _row(id, result, notebook):
 
 
 def _finished(out):
-    "The rows of all finished runs in a folder of runs, by id; a copy of a run is that run"
-    out, rows = Path(out).expanduser(), {}
+    "The rows of all finished runs, by id; a copy of a run is that run"
+    rows = {}
     for notebook in _NOTEBOOKS:
-        for file in sorted((out / notebook).glob("*/result.json")):
-            result = read_json(file)
+        for folder, result in _finished_runs(out, notebook).items():
             id = run_id(result["parameters"])
-            if id not in rows or file.parent.name == id:
+            if id not in rows or folder == id:
                 rows[id] = _row(id, result, notebook)
     return rows
 
@@ -177,7 +177,7 @@ def read_results(
 
 # %% ../nbs/65_results.ipynb #a74af14e
 def measured(
-    out="runs",  # folder of all runs
+    out="runs",  # folder of all runs, or an archive of one
     results=None,  # csv with more of them; None: the one of this checkout; "": none
 ):  # DataFrame with a row for each run
     "Read all finished runs"
@@ -199,7 +199,7 @@ _ORDER = ("notebook", "profile", "data", "samples_per_class", "method", "auto_au
 
 
 def collect(
-    out="runs",  # folder of all runs
+    out="runs",  # folder of all runs, or an archive of one
     path="results/results.csv",  # table to add them to
 ) -> int:  # number of runs in the table now
     "Add the finished runs to a table of results; newer rows replace those of the same id"

@@ -27,7 +27,7 @@ from pathlib import Path
 # %% ../nbs/60_runs.ipynb #baa7eb1a
 import hydramix_nb
 from . import __version__
-from .files import write_json
+from .files import _read_header, write_json
 
 # %% ../nbs/60_runs.ipynb #ef9066a3
 # a check of web addresses; jsonschema, under nbformat, goes without what takes seconds to import
@@ -336,15 +336,17 @@ class Lock:
 
 # %% ../nbs/60_runs.ipynb #3588d42f
 def _train_shared(train, config, place, fit, progress):
-    "Train a generator into its folder; seconds that it took"
-    started = time.monotonic()
+    "Train a generator into its folder; seconds that it took, those of earlier calls among them"
+    checkpoint, earlier, started = place / "checkpoint.safetensors", 0.0, time.monotonic()
+    if checkpoint.is_file():
+        earlier = float(_read_header(checkpoint, "checkpoint").get("seconds", 0))
     trained = fit(train, config, folder=place, progress=progress)
-    seconds = round(time.monotonic() - started, 2)
+    seconds = round(earlier + time.monotonic() - started, 2)
     origin = provenance(train.device)
     about = dict(config=asdict(config), data=train.digest(), seconds=seconds)
     write_json(place / "generator.json", about | {k: origin[k] for k in ("device", "code")})
     trained.save(place / "generator.safetensors")
-    (place / "checkpoint.safetensors").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return seconds
 
 # %% ../nbs/60_runs.ipynb #d0a6b1c7

@@ -331,6 +331,7 @@ class Pretrained:
     config: Config  # settings
     history: list  # one dict per look: step, loss, entropy, information, lr
     collapsed: tuple | None  # kind and step, if the training ended in a collapse
+    earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 
 
 def _check(train, mixer=None):
@@ -371,7 +372,13 @@ def fit(
             checkpoint_minutes=checkpoint_minutes,
             progress=progress,
         )
-    return Pretrained(state.teacher.backbone.eval(), config, state.history, state.collapsed())
+    return Pretrained(
+        state.teacher.backbone.eval(),
+        config,
+        state.history,
+        state.collapsed(),
+        state.earlier_seconds,
+    )
 
 # %% ../nbs/56_selfsupervised.ipynb #e2253642
 @torch.no_grad()

@@ -7,10 +7,13 @@ __all__ = ['Graph', 'prepare', 'free_memory', 'check_memory']
 
 # %% ../nbs/06_speed.ipynb #73911155
 import ctypes
+import importlib.util
 import math
 import os
+import shutil
 import sys
 import threading
+import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -126,12 +129,78 @@ def _keep_freed_memory(
                 _set_malloc(_USUAL)
                 _glibc().malloc_trim(0)
 
+# %% ../nbs/06_speed.ipynb #d803cae0
+_COMPILED_FROM = 5000  # steps at which compiling has paid for itself twice, at the paper's sizes
+
+
+def _compiler_lacks():
+    "What torch's compiler misses on a machine with a GPU; empty where nothing is missing"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    compilers = os.environ.get("CC"), "cc", "gcc", "clang"
+    return "" if any(c and shutil.which(c) for c in compilers) else "there is no C compiler"
+
+
+def _compiling(
+    device,  # type of the device: "cuda", "cpu"
+    fast=None,  # see `prepare`
+    steps: int = 0,  # steps of a training that gains by compiling
+) -> tuple:  # whether to compile; words on it, empty where nobody expects any
+    "Decide whether a training is compiled"
+    cost = "the first step takes a minute or more, because it compiles"
+    if fast is not None:
+        return fast, cost if fast else ""
+    if device != "cuda" or steps < _COMPILED_FROM:
+        return False, ""
+    missing = _compiler_lacks()
+    return (False, f"not compiled: {missing}") if missing else (True, cost)
+
+# %% ../nbs/06_speed.ipynb #d803cae3
+class _Compiled:
+    "A function that is compiled at its first call; where that fails, a warning, and as it is"
+
+    def __init__(self, function):
+        self.function, self.compiled = function, None
+
+    def __call__(self, *inputs):
+        if self.compiled is None:
+            return self._first(*inputs)
+        return self.compiled(*inputs)
+
+    def _first(self, *inputs):
+        try:
+            compiled = torch.compile(self.function)
+            out = compiled(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:
+            text = f"compiling failed, and the training goes on without it: {e}".splitlines()[0]
+            warnings.warn(text, stacklevel=2)
+            self.compiled = self.function
+            return self.function(*inputs)
+        self.compiled = compiled
+        return out
+
+
+@contextmanager
+def _cudnn_search(
+    wanted: bool = True,  # False: nothing is changed
+):
+    "Let cuDNN try its algorithms on new sizes, for a block"
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
 # %% ../nbs/06_speed.ipynb #d803caed
 def prepare(
     networks,  # modules of a training, on their device
     fast=None,  # None: proven speedups; True: torch.compile as well; False: the plain reference
     *,
     recorded: bool = True,  # whether the step can be a `Graph`, where there is a GPU
+    steps: int = 0,  # steps of a training that gains by compiling; 0: it gains nothing
 ) -> list:  # names of the speedups that are on
     "Prepare networks for a fast training, and name the speedups"
     networks = list(networks)
@@ -147,7 +216,7 @@ def prepare(
             speedups.append("recorded step")
     if device == "cpu" and _glibc() is not None:
         speedups.append("freed memory kept")
-    if fast is True:
+    if _compiling(device, fast, steps)[0]:
         speedups.append("compiled")
     return speedups
 

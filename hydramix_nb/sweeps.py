@@ -404,6 +404,8 @@ def _outcomes(tasks, workers, scheduler, resources):
 
 def _check_folder(out):
     "An error before the work if nothing can be written"
+    if out.is_file():
+        raise NotADirectoryError(f"{out} is a file: runs need a folder; archives are only read")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out):
         pass
@@ -424,6 +426,7 @@ def sweep(
     workers=0,  # 0: in this process; n: n processes of a Dask cluster here; "gpu": one for each GPU
     scheduler=None,  # address of a Dask scheduler, instead
     resources=None,  # what a worker must offer, such as {"GPU": 1}
+    minutes: float | None = None,  # time after which trainings stop, minutes; None: never
     progress: bool = True,  # show a bar with the time left
 ) -> list:  # an _Outcome for each task
     "Do all runs that are not done. Ctrl-C leaves finished runs finished, others as if not begun"
@@ -432,6 +435,8 @@ def sweep(
     if not left:
         return list(outcomes.values())
     _check_folder(Path(tasks[0].out))
+    if minutes is not None:
+        left = [replace(task, deadline=time.time() + 60 * minutes) for task in left]
     left = {task.id: task for task in _with_data(left)}
     at_once = 0 if scheduler else _at_once(workers, len(left))
     measured = _results_in(tasks[0].out, tasks[0].experiment)
@@ -447,6 +452,8 @@ def sweep(
                 continue
             outcomes[outcome.id] = outcome
             del left[outcome.id]
+            if outcome.state == "stopped":
+                continue
             if outcome.result:
                 measured.append(outcome.result)
             if outcome.state == "failed":

@@ -11,6 +11,7 @@ import ast
 import csv
 import itertools
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -271,7 +272,8 @@ _EXAMPLE = """example:
   hydramix_sweep {} --profile small --seeds 0,1 --workers 2 --dry_run
 """
 _STATUS = """
-exit status: 0 if every run is done, 1 if some failed, 2 for wrong options, 130 if interrupted"""
+exit status: 0 if every run is done, 1 if some failed, 2 for wrong options, 3 if the minutes are
+over and runs are left, 130 if interrupted"""
 _GRID_HELP = dict(
     profile="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its "
     "figures mean nothing); default small",
@@ -290,6 +292,7 @@ _SWEEP_HELP = dict(
     resources="what a worker must offer, for example GPU=1",
     device="auto, cpu, cuda or cuda:N; default auto",
     data_root="folder of the data sets; default $HYDRAMIX_DATA, else ~/.cache/hydramix",
+    minutes="stop after so many minutes with everything saved; the same command goes on",
     retry="do failed runs again",
     dry_run="say what there is to do and what it will cost, and stop",
 )
@@ -362,6 +365,13 @@ def _read_runs(options, known):
     return grid(options["experiment"], profile=options["profile"], seeds=seeds, **axes)
 
 
+def _read_minutes(text):
+    "A number of minutes; None where the option is not given"
+    if text is None or re.fullmatch(r"\d*\.?\d+", text) and float(text) > 0:
+        return text and float(text)
+    raise ValueError(f"--minutes {text!r}: a number above 0 is needed")
+
+
 def _read_engine(options):
     "Where to do the runs, as `sweep` takes it"
     workers, scheduler, resources = (options[k] for k in ("workers", "scheduler", "resources"))
@@ -379,7 +389,8 @@ def _read_engine(options):
         except ValueError as e:
             raise ValueError(f"--resources {resources!r}: NAME=N is needed, as GPU=1") from e
     workers = workers if workers == "gpu" else int(workers)
-    return dict(workers=workers, scheduler=scheduler, resources=offered)
+    minutes = _read_minutes(options["minutes"])
+    return dict(workers=workers, scheduler=scheduler, resources=offered, minutes=minutes)
 
 # %% ../nbs/64_tables.ipynb #8f3c0d62
 def _check_places(options, runs):
@@ -412,15 +423,17 @@ def _read_options(options, known):
 
 # %% ../nbs/64_tables.ipynb #71041bdf
 def _report_end(outcomes, folder):
-    "Say what a sweep has come to; whether every run is done"
-    done = sum(o.state == "done" for o in outcomes)
+    "Say what a sweep has come to; the exit status"
+    done, stopped = (sum(o.state == state for o in outcomes) for state in ("done", "stopped"))
     print(f"{done} of {len(outcomes)} runs are done, in {folder}")
-    for o in outcomes:
-        if o.state == "failed":
-            print(f"  failed: {_describe_failure(o)}")
-    if done < len(outcomes):
+    failed = [o for o in outcomes if o.state == "failed"]
+    for o in failed:
+        print(f"  failed: {_describe_failure(o)}")
+    if failed:
         print("the executed notebooks in those folders show where; --retry does them again")
-    return done == len(outcomes)
+    if stopped:
+        print(f"the time is over, {stopped} are left: the same command goes on with them")
+    return 3 if stopped else int(bool(failed))
 
 
 def _interrupt(*_):
@@ -463,6 +476,4 @@ def main(
     except (OSError, RuntimeError) as e:
         print(f"hydramix_sweep: {e}", file=sys.stderr)
         return 1
-    return (
-        0 if _report_end(outcomes, Path(options["out"]).expanduser() / tasks[0].experiment) else 1
-    )
+    return _report_end(outcomes, Path(options["out"]).expanduser() / tasks[0].experiment)

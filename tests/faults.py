@@ -169,7 +169,7 @@ def run_cells(nb, parameters, sweep):
     plt.close("all")
 
 
-def execute_forked(notebook, output, parameters, cwd=None):
+def execute_forked(notebook, output, parameters, cwd=None, deadline=None):
     "In the place of `execution._execute_notebook`: the cells run in a forked process"
     nb = nbformat.reads(notebook, 4)
     sweep = os.getpid()

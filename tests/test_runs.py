@@ -8,15 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from hydramix_nb import sweeps, tables
+from hydramix_nb import archives, execution, gan, results, sweeps, tables
+from hydramix_nb.files import weights_digest
 
 for package in ("papermill", "distributed", "pandas"):
     pytest.importorskip(package)
@@ -462,6 +465,8 @@ def test_the_command_makes_a_table(tmp_path, main, quick_kernels):
         ([*TINY, "--scheduler", "tcp://a:1", "--resources", "GPU"], "NAME=N"),
         (["table_1", "--detector_settings", "{}"], "--detector_settings"),
         ([*TINY, "--p_gen", "2"], "p_gen=2.0"),
+        ([*TINY, "--minutes", "0"], "--minutes '0': a number above 0"),
+        ([*TINY, "--minutes", "nine"], "--minutes 'nine'"),
         ([*TINY, "--classifier_settings", "{'step': 1}"], "classifier_settings"),
         ([*TINY, "--sedes", "1"], ""),
     ],
@@ -526,6 +531,43 @@ def test_help_helps(main):
     one = " ".join(main("table_1", "--help").stdout.split())
     assert "--size" in one and "--p_gen" not in one and "default: 5,10,20,30,50,100" in one
     assert "--detector_settings" in text and "--detector_settings" not in one
+
+
+def test_a_sweep_in_pieces_gives_the_same_numbers(tmp_path, main, quick_kernels, monkeypatch):
+    "Trainings find their time over after every step; a packed folder is reported as it is"
+    steps = json.dumps(dict(steps=2))
+    ask = [*TINY, "--methods", "HydraMix", "--seeds", "0", "--generator_settings", steps]
+    ask += ["--classifier_settings", steps, "--out"]
+    assert main(*ask, str(tmp_path / "alone")).returncode == 0
+    monkeypatch.setattr(execution, "time", SimpleNamespace(time=lambda: 0.0))  # never too late here
+    pieces = [main(*ask, str(tmp_path / "pieces"), "--minutes", ".001") for _ in range(3)]
+    assert [piece.returncode for piece in pieces] == [3, 3, 0]
+    assert "0 of 1 runs are done" in pieces[0].stdout and "1 are left" in pieces[0].stdout
+    assert "1 runs: 0 done, 1 left, 0 failed" in pieces[1].stdout
+    alone, cut = (
+        [json.loads(file.read_text()) for file in (tmp_path / name).glob("classify/*/result.json")]
+        for name in ("alone", "pieces")
+    )
+    times = dict.fromkeys(["seconds", "generator_seconds", "finished"], None)
+    assert [a | times for a in alone] == [c | times for c in cut]
+    digests = {
+        weights_digest(gan.load(file).generator)
+        for file in tmp_path.glob("*/generators/*/generator.safetensors")
+    }
+    assert len(digests) == 1
+    said = archives._pack(tmp_path / "pieces", tmp_path / "home.zip", 1)
+    assert "1 results, 1 generators" in said
+    folder, packed = (results.measured(tmp_path / name, "") for name in ("pieces", "home.zip"))
+    assert packed.equals(folder)
+    with zipfile.ZipFile(tmp_path / "home.zip") as archive:
+        archive.extractall(tmp_path / "home")
+    half, exact = (
+        gan.load(next((tmp_path / name).glob("generators/*/generator.safetensors")))
+        for name in ("home", "pieces")
+    )
+    assert half.config == exact.config and half.history == exact.history
+    for a, b in zip(half.generator.parameters(), exact.generator.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path):

@@ -13,7 +13,7 @@ from hydramix_nb.data import load_images
 from hydramix_nb.fast_generator import make_fast
 from hydramix_nb.generator import Generator, ResidualBlock
 from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
-from hydramix_nb.training import seeded
+from hydramix_nb.training import _resume, _save, seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDE = gan.Config(
@@ -112,6 +112,7 @@ def test_chunks_from_free_memory(train, monkeypatch):
 
 def test_estimate_covers_what_a_step_takes():
     "Peak memory of a process that takes a step, less that of one with a batch of one"
+    # the process also shows that a step on a CPU imports no Triton
     code = """
 import sys, torch
 torch.set_num_threads(1)
@@ -119,6 +120,7 @@ from hydramix_nb import gan
 from hydramix_nb.data import load_images
 config = gan.Config(features=16, batch_size=int(sys.argv[1]), discriminator_features=16)
 gan.Training(load_images("photos").few_shot(2, 0), config).step()
+assert "triton" not in sys.modules
 # getrusage would tell the parent's peak, if that was higher
 print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))
 """
@@ -170,6 +172,35 @@ def test_default_resumes_to_the_bit(train, tmp_path, monkeypatch):
         alone.generator.state_dict().values(), resumed.generator.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["generator", "classifier"])
+def test_resumed_memory_of_an_optimiser_is_laid_out_as_its_weights(train, test, tmp_path, kind):
+    "With weights in channels last, as on a GPU: a fused optimiser goes through memory in order"
+
+    def made():
+        t = classifier_training(train, test, None) if kind == "classifier" else None
+        t = t or generator_training(train, replace(WIDE, ema=0.9))
+        for network in t.networks.values():
+            network.to(memory_format=torch.channels_last)
+        return t
+
+    alone, first, then = made(), made(), made()
+    losses(alone)
+    losses(first, 2)
+    _save(first, tmp_path / "checkpoint", "", "kind")
+    _resume(then, tmp_path / "checkpoint", "kind")
+    for optimizer in then.optimizers.values():
+        for weight, memory in optimizer.state.items():
+            for value in memory.values():
+                assert value.shape != weight.shape or (
+                    (value.stride(), value.dtype, value.device)
+                    == (weight.stride(), weight.dtype, weight.device)
+                )
+    for _ in range(2):
+        then.step()
+    for (name, a), b in zip(alone.tensors().items(), then.tensors().values(), strict=True):
+        assert torch.equal(a, b) or name == "rng.cpu", name
 
 
 def test_what_is_on_is_said(train, test, capsys):
@@ -245,6 +276,19 @@ def test_classifier_too_large_for_memory(train, test, monkeypatch):
         classifier.fit(train, test, None, classifier.profile("tiny"), progress=False)
 
 
+def test_judged_in_bfloat16_as_in_float32(train):
+    "The code that a GPU runs, on the CPU"
+    test = load_images("toys", "test")[:1000]
+    few = load_images("toys").few_shot(5, 0)
+    training = classifier.Training(few, classifier.Method(), classifier.profile("tiny"), test)
+    for _ in range(4):
+        training.step()
+    exact = training.measure()["accuracy"]
+    training.speedups = [*training.speedups, "bfloat16"]
+    assert training.measure()["accuracy"] == pytest.approx(exact, abs=0.1)
+    assert training.model.training and next(training.model.parameters()).dtype == torch.float32
+
+
 def test_pool(train):
     mixer = NMix(train)
     pool, again, other = Pool(mixer, 5), Pool(mixer, 5), Pool(mixer, 5, seed=1)
@@ -317,7 +361,7 @@ def test_recorded_classifier_step(train, test, kind):
     recorded, launched = (classifier_training(train, test, mixer) for _ in range(2))
     for t in (recorded, launched):
         t.speedups = [x for x in t.speedups if x != "bfloat16"]
-    launched.graphs = None
+    launched._graphs = None
     close(losses(recorded, 12), losses(launched, 12), 1e-4)
 
 
@@ -336,3 +380,39 @@ def test_recorded_training_resumes_on_gpu(train, tmp_path, monkeypatch):
         gan.fit(train, config, folder=tmp_path, checkpoint_minutes=0, progress=False)
     resumed = gan.fit(train, config, folder=tmp_path, progress=False)
     assert resumed.history[-1]["rec"] == pytest.approx(alone.history[-1]["rec"], rel=5e-2)
+
+
+@pytest.mark.cuda
+def test_recorded_classifier_resumes_on_gpu(train, test, tmp_path, monkeypatch):
+    train, config = train.to("cuda"), classifier.profile("tiny", steps=10)
+    alone, step = (
+        classifier.fit(train, test, None, config, progress=False),
+        classifier.Training.step,
+    )
+
+    def six_steps(self):
+        if self.done == 6:
+            raise RuntimeError("power cut")
+        return step(self)
+
+    ask = dict(folder=tmp_path, checkpoint_minutes=0, progress=False)
+    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="power cut"):
+        m.setattr(classifier.Training, "step", six_steps)
+        classifier.fit(train, test, None, config, **ask)
+    resumed = classifier.fit(train, test, None, config, **ask)
+    assert resumed.history[-1]["loss"] == pytest.approx(alone.history[-1]["loss"], rel=5e-2)
+
+
+@pytest.mark.cuda
+def test_judged_in_bfloat16_on_gpu(train):
+    "Within a tenth of a point of 32 bits"
+    test = load_images("toys", "test").to("cuda")
+    few = load_images("toys").few_shot(5, 0).to("cuda")
+    config = classifier.profile("small", steps=100)
+    training = classifier.Training(few, classifier.Method(), config, test)
+    assert "bfloat16" in training.speedups
+    for _ in range(100):
+        training.step()
+    half = training.measure()["accuracy"]
+    exact = classifier.evaluate(training.result(), test)[0]
+    assert half == pytest.approx(exact, abs=0.1)
