@@ -204,7 +204,7 @@ from hydramix_nb.files import (
     write_tensors,
     write_text,
 )
-from .training import epoch_steps, seeded, settings_text
+from .training import OutOfTime, epoch_steps, seeded, settings_text
 from .identity import describe
 from .speed import Graph, check_memory, free_memory, prepare
 from .fast_generator import make_fast
