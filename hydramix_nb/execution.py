@@ -198,6 +198,13 @@ def _last_line(error):
     return f"{type(error).__name__}: {error}"
 
 
+def _state_after(error):
+    "What came of a run: done, stopped at its deadline by a training, or failed"
+    if error is None:
+        return "done"
+    return "stopped" if getattr(error, "ename", "") == "OutOfTime" else "failed"
+
+
 def _write_error(folder, error):
     "Write error.json, with the traceback in black and white"
     text = re.sub(r"\x1b\[[\d;]*m", "", "".join(traceback.format_exception(error)))
@@ -215,13 +222,6 @@ def _set_aside(task):
         (folder / "error.json").unlink(missing_ok=True)
     if task.data:
         write_json(folder / "data.json", task.data)
-
-
-def _state_after(error):
-    "What came of a run: done, stopped at its deadline by a training, or failed"
-    if error is None:
-        return "done"
-    return "stopped" if getattr(error, "ename", "") == "OutOfTime" else "failed"
 
 
 def _run(task):

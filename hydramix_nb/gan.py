@@ -8,7 +8,6 @@ __all__ = ['generator_loss', 'discriminator_loss', 'Training', 'fit']
 # %% ../nbs/26_gan.ipynb #594d4233
 import copy
 import warnings
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,11 +29,10 @@ from hydramix_nb.speed import (
     Graph,
     _Compiled,
     _compiling,
-    _cudnn_search,
-    _keep_freed_memory,
     _mixed_precision,
     _n_chunks,
     _optimizer_options,
+    _process_settings,
     prepare,
     _saved_tensor_bytes,
     _set_lr,
@@ -194,11 +192,8 @@ class _Alternation(_Rates):
 
     average = None  # copy of the generator with the moving average of its weights, if there is one
 
-    @contextmanager
     def around(self):
-        searched = self.device.type == "cuda" and "compiled" in self.speedups
-        with _keep_freed_memory("freed memory kept" in self.speedups), _cudnn_search(searched):
-            yield
+        return _process_settings(self.speedups, self.device)
 
     def step(self):
         "One step of the generator and one of the discriminator on the same batch (3.5)"

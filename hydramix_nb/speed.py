@@ -181,19 +181,6 @@ class _Compiled:
         self.compiled = compiled
         return out
 
-
-@contextmanager
-def _cudnn_search(
-    wanted: bool = True,  # False: nothing is changed
-):
-    "Let cuDNN try its algorithms on new sizes, for a block"
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted or before
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
 # %% ../nbs/06_speed.ipynb #d803caed
 def prepare(
     networks,  # modules of a training, on their device
@@ -232,6 +219,22 @@ def _mixed_precision(
         enabled="bfloat16" in speedups,
         cache_enabled=False,
     )
+
+# %% ../nbs/06_speed.ipynb #d803caf0
+@contextmanager
+def _process_settings(
+    speedups: list,  # names from `prepare`
+    device,  # device of the training
+):
+    "Settings of the process that last as long as a generator's training"
+    searching = torch.device(device).type == "cuda" and "compiled" in speedups
+    before = torch.backends.cudnn.benchmark
+    with _keep_freed_memory("freed memory kept" in speedups):
+        torch.backends.cudnn.benchmark = searching or before
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
 # %% ../nbs/06_speed.ipynb #127b9827
 def _saved_tensor_bytes(

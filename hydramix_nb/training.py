@@ -92,12 +92,7 @@ class _State:
         self.steps_per_epoch, self.steps = epoch_steps(train, config)
         self.networks, self.optimizers = {}, {}
         self.done, self.order, self.history = 0, None, []
-        self.earlier_seconds, self._made = 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        "Seconds since the training was made, and those of the calls that it continues"
-        return self.earlier_seconds + time.monotonic() - self._made
+        self.earlier_seconds, self.made = 0.0, time.monotonic()  # of calls that this continues
 
     def tensors(self) -> dict:  # name → tensor
         "The state as named tensors, without the number of steps done"
@@ -222,7 +217,7 @@ def _checkpoint_header(
         )
     return header
 
-
+# %% ../nbs/04_training.ipynb #622c0050
 def _save(training, path, settings, kind):
     "Write a checkpoint; after the last step, what the training leaves is written first"
     if training.done == training.steps:
@@ -232,7 +227,7 @@ def _save(training, path, settings, kind):
         version=__version__,
         settings=settings,
         done=str(training.done),
-        seconds=f"{training.seconds:.2f}",
+        seconds=str(training.earlier_seconds + time.monotonic() - training.made),
         history=json.dumps(training.history),
     )
     write_tensors(path, training.tensors(), header)
