@@ -24,7 +24,8 @@ def _results_in_folder(out):
     "Small files that say what came of the finished runs"
     found = []
     for result in sorted(out.glob("*/*/result.json")):
-        found += [result, result.with_name("params.json"), result.with_name("data.json")]
+        names = ("params.json", "data.json", "code.json")
+        found += [result, *map(result.with_name, names)]
     return [
         file
         for file in [*found, *sorted(out.glob("generators/*/generator.json"))]

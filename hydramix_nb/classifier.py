@@ -21,7 +21,7 @@ from torch.optim import swa_utils
 from . import training
 from .chains import Chain, Chance, _mixes_labels
 from .data import ImageSet, crop_flip, load_images, to_float
-from .identity import describe, _warn_of_reuse
+from .identity import _check_types, describe, _warn_of_reuse
 from .mixer import Mixer
 from .networks import network
 from hydramix_nb.speed import (
@@ -58,6 +58,7 @@ class Config:
     seed: int = 0  # seed of weights, order, augmentation and mixing
 
     def __post_init__(self):
+        _check_types(self)
         for name in ("batch_size", "epochs", "samples_per_epoch", "lr", "evaluations"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
@@ -332,6 +333,21 @@ def _check(train, test):
         )
 
 
+def _check_outputs(state):
+    "ValueError where a network of one's own does not give a score for each class"
+    state.model.eval()
+    with torch.no_grad():
+        out = state.model(to_float(state.test.images[:2]))
+    state.model.train()
+    found = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    wanted = [len(state.test.images[:2]), len(state.train.classes)]
+    if found != wanted:
+        raise ValueError(
+            f"the network gives {found} for {wanted[0]} images: {wanted} is needed, "
+            "a score for each class"
+        )
+
+
 def _step_bytes(config, train):
     "Bytes of a step, and of weights, gradients and momentum, from shapes alone"
     with torch.device("meta"):
@@ -365,6 +381,8 @@ def fit(
     settings = _settings(train, test, method, config, folder)
     with seeded(config.seed, train.device):
         state = Training(train, method, config, test.to(train.device), fast=fast)
+        if method.network is not None:
+            _check_outputs(state)
         if progress:
             speedups = ", ".join(state.speedups) or "plain"
             print(f"classifier: {state.steps:,} steps on {train.device}; {speedups}")

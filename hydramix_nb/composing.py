@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/12_composing.ipynb #0b72551c
 from .data import crop_flip, to_float
+from .identity import _check_types
 from .masks import downsample, grid_mask, hydra_mask, noisy_segments, pair_mask, segment
 
 # %% ../nbs/12_composing.ipynb #611050a1
@@ -36,6 +37,7 @@ class Config:
     segment_size: int | None = None  # side at which mixers segment; None: the data's own
 
     def __post_init__(self):
+        _check_types(self)
         if self.mixing not in _MIXINGS:
             raise ValueError(f"mixing={self.mixing!r}: one of {', '.join(_MIXINGS)}")
         if self.reduce not in _REDUCTIONS:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 # %% ../nbs/55_crops.ipynb #55aa0004
 import torch
 
+# %% ../nbs/55_crops.ipynb #55aa0014
+from .identity import _check_types
+
 # %% ../nbs/55_crops.ipynb #51e71b66
 def _draw_boxes(
     n: int,  # number of rectangles
@@ -204,6 +207,7 @@ class CropConfig:
     local_scale: tuple = (0.05, 0.14)  # smallest and largest local crop, shares of the area
 
     def __post_init__(self):
+        _check_types(self)
         for name in ("global_scale", "local_scale"):
             low, high = scale = tuple(getattr(self, name))
             object.__setattr__(self, name, scale)

@@ -21,7 +21,8 @@ from tqdm import tqdm
 # %% ../nbs/54_detection.ipynb #54aa0005
 from . import __version__, training
 from .backbones import backbone_file, _feature_pyramid
-from .files import read_tensors, weights_digest, write_tensors
+from .files import read_tensors, write_tensors
+from .identity import _check_types, _warn_of_reuse, describe
 from .scene_mixing import SceneMix
 from .scenes import Scenes
 from .speed import check_memory
@@ -50,6 +51,7 @@ class Config:
     seed: int = 0  # seed of weights, order, flips and mixing
 
     def __post_init__(self):
+        _check_types(self)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         positive = "min_size proposals batch_size epochs samples_per_epoch lr evaluations".split()
         for name in positive:
@@ -344,21 +346,16 @@ class _Result:
     earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 
 
-def _settings(train, config, mixer, p_gen, backbone):
+def _settings(train, val, config, mixer, p_gen, backbone, folder):
     "What a checkpoint must have in common with a training"
-    mixed = mixer and dict(
-        n_images=mixer.n_images,
-        size=mixer.squares.size,
-        short=mixer.squares.short,
-        min_visible=mixer.min_visible,
-        generator=mixer.trained and weights_digest(mixer.trained.generator),
-    )
-    path = backbone_file(backbone, config.network)
+    unknown, path = [], backbone_file(backbone, config.network)
     if path:
         backbone = hashlib.sha256(path.read_bytes()).hexdigest()
-    return settings_text(
-        config=asdict(config), scenes=train.digest(), mixer=mixed, p_gen=p_gen, backbone=backbone
-    )
+    made_of = dict(scenes=train.digest(), mixer=describe(mixer, unknown), backbone=backbone)
+    if config.evaluations > 1:  # the history has their figures
+        made_of["scenes to evaluate on"] = val.digest()
+    _warn_of_reuse(folder, unknown)
+    return settings_text(config=asdict(config), p_gen=p_gen, **made_of)
 
 # %% ../nbs/54_detection.ipynb #54bb0009
 def fit(
@@ -382,7 +379,7 @@ def fit(
         training.run(
             state,
             folder,
-            _settings(train, config, mixer, p_gen, backbone),
+            _settings(train, val, config, mixer, p_gen, backbone, folder),
             name="detector",
             kind="detector checkpoint",
             checkpoint_minutes=checkpoint_minutes,

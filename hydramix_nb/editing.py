@@ -9,6 +9,7 @@ __all__ = ['PROMPTS', 'load_pipeline', 'edit', 'tiny_pipeline', 'generate_varian
 import hashlib
 import json
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/39_editing.ipynb #e9b600de
@@ -46,6 +47,16 @@ def _extra():  # modules diffusers and transformers
     except ImportError as e:
         raise ImportError(f'{e.name} is missing: pip install "hydramix-nb[diffusion]"') from e
     return diffusers, transformers
+
+
+@contextmanager
+def _without_deprecations():
+    "Without what the packages say of their own use of old names and interfaces"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases rename torch_dtype
+        own = dict(category=DeprecationWarning, module="diffusers|transformers|huggingface_hub")
+        warnings.filterwarnings("ignore", **own)
+        yield
 
 
 def _check_pipeline(
@@ -99,8 +110,7 @@ def load_pipeline(
         )
     dtype = dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer releases rename torch_dtype
+        with _without_deprecations():
             pipeline = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(
                 str(folder if folder.is_dir() else model),
                 use_safetensors=True,
@@ -118,7 +128,8 @@ def load_pipeline(
             f"and an image of {latent} each"
         )
     sampler = diffusers.EulerAncestralDiscreteScheduler
-    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
+    with _without_deprecations():
+        pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device) if pipeline.dtype == dtype else pipeline.to(device, dtype)
 
@@ -144,15 +155,16 @@ def edit(
         raise ValueError(f"steps={steps}: one or more")
     x = to_float(images).expand(-1, 3, -1, -1).to(pipeline.device)
     x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
-    out = pipeline(
-        list(prompts),
-        image=(x.clamp(-1, 1) + 1) / 2,
-        generator=[torch.Generator().manual_seed(s) for s in seeds],
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        image_guidance_scale=image_guidance,
-        output_type="pt",
-    ).images.float()
+    with _without_deprecations():
+        out = pipeline(
+            list(prompts),
+            image=(x.clamp(-1, 1) + 1) / 2,
+            generator=[torch.Generator().manual_seed(s) for s in seeds],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            image_guidance_scale=image_guidance,
+            output_type="pt",
+        ).images.float()
     if not out.isfinite().all():
         raise FloatingPointError(
             f"the model gave pixels that are not finite in {pipeline.dtype}: "

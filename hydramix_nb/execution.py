@@ -24,7 +24,7 @@ from pathlib import Path
 # %% ../nbs/61_execution.ipynb #6b7d9c35
 from . import __version__
 from .files import read_json, write_json
-from .runs import PLACES, Lock, _code_digest, import_extra, _unformatted
+from .runs import PLACES, Lock, _code_digest, _digest, import_extra, _unformatted
 
 # %% ../nbs/61_execution.ipynb #521854d1
 _kernels = set()  # managers of the kernels that run now
@@ -110,6 +110,16 @@ class _Outcome:
     new: bool = False  # done or failed just now, not before
     files: dict = field(default_factory=dict)  # name → text of the run's small files
 
+# %% ../nbs/61_execution.ipynb #e4599a53
+@functools.lru_cache
+def _made_by(
+    notebook: str,  # text of a notebook
+) -> dict:  # digests of library and notebook
+    "The code that does a run: the library's source and the notebook's code cells"
+    cells = json.loads(notebook)["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return dict(code=_code_digest(), notebook=_digest(sources))
+
 # %% ../nbs/61_execution.ipynb #804507e9
 @dataclass
 class _Task:
@@ -137,10 +147,18 @@ class _Task:
         "Folder of the run"
         return Path(self.out) / self.experiment / self.id
 
-    def data_changed(self) -> bool:
-        "Whether the run was done, or tried, with other images than its data sets have now"
+    def data_changed(self) -> list:
+        "Names of data sets that have other images now than the run was done, or tried, with"
         before = read_json(self.folder / "data.json") or {}
-        return any(before[name] != self.data[name] for name in before.keys() & self.data.keys())
+        both = before.keys() & self.data.keys()
+        return sorted(name for name in both if before[name] != self.data[name])
+
+    def code_changed(self) -> bool:
+        "Whether the run was done by other code of library or notebook than there is now"
+        result = read_json(self.folder / "result.json") or {}
+        by = read_json(self.folder / "code.json") or dict(code=result.get("code"))
+        here = _made_by(self.notebook) if any(by.values()) else {}
+        return any(by[name] not in (None, now) for name, now in here.items() if name in by)
 
     def outcome(self) -> _Outcome | None:
         "Done or failed, as the folder says; None where nothing has come of the run yet"
@@ -172,6 +190,7 @@ def _run_parameters(task, pending):
 def _try_run(task, executed, pending):
     "Execute the notebook until its kernel lives to the end; the error of the last try, or None"
     parameters = _run_parameters(task, pending)
+    checkpoint = task.folder / "checkpoint.safetensors"
     cwd = task.cwd if Path(task.cwd).is_dir() else None
     for _ in range(task.attempts):
         error = None
@@ -186,7 +205,9 @@ def _try_run(task, executed, pending):
                 "the notebook ended without a result: "
                 f"it has to write {pending.name}, the parameter `result`, into `out`"
             )
-        if type(error).__name__ != "DeadKernelError":
+        if "belongs to another training" in getattr(error, "evalue", "") and checkpoint.exists():
+            os.replace(checkpoint, checkpoint.with_name("superseded.safetensors"))
+        elif type(error).__name__ != "DeadKernelError":
             break
     return error
 
@@ -222,6 +243,7 @@ def _set_aside(task):
         (folder / "error.json").unlink(missing_ok=True)
     if task.data:
         write_json(folder / "data.json", task.data)
+    write_json(folder / "code.json", _made_by(task.notebook))
 
 
 def _run(task):
@@ -240,7 +262,14 @@ def _run(task):
     else:
         (folder / "error.json").unlink(missing_ok=True)
     files = {}
-    for name in ("params.json", "data.json", "result.json", "error.json", executed.name):
+    for name in (
+        "params.json",
+        "data.json",
+        "code.json",
+        "result.json",
+        "error.json",
+        executed.name,
+    ):
         if (folder / name).exists():
             files[name] = (folder / name).read_text(encoding="utf-8")
     return _Outcome(

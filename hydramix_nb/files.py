@@ -7,9 +7,12 @@ __all__ = ['atomic_write', 'write_text', 'write_json', 'read_json', 'write_png',
            'weights_digest']
 
 # %% ../nbs/02_files.ipynb #2d9cccce
+import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +30,27 @@ def atomic_write(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+# %% ../nbs/02_files.ipynb #49125a6e
+def _check_folder(
+    folder,  # folder to write to; it is made
+    needed: int = 0,  # bytes that will be written at least
+):
+    "OSError before any work where a folder cannot be written, or has too little room"
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise OSError(e.errno, f"{folder} cannot be written: {os.strerror(e.errno)}") from e
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"No space left in {folder}: {needed / 1e6:,.1f} MB are needed, "
+            f"{disk.free / 1e6:,.1f} MB are free",
+        )
 
 # %% ../nbs/02_files.ipynb #a7f49a97
 def write_text(

@@ -6,7 +6,9 @@
 __all__ = ['chain', 'fit']
 
 # %% ../nbs/33_hydramix_plus.ipynb #1ec502a4
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/33_hydramix_plus.ipynb #bf2fccac
@@ -118,6 +120,35 @@ def _generator(train, config, steps, folder, cache, progress):
         )
     return gan.pretrained(train.device)
 
+
+@contextmanager
+def _map_folder(folder):
+    "Folder for label maps: the training's, or a temporary one, so that images are segmented once"
+    if folder is not None:
+        yield folder / "segments"
+        return
+    with tempfile.TemporaryDirectory(prefix="hydramix-") as place:
+        yield place
+
+
+def _fit(
+    train,  # the few images
+    test,  # images to judge on
+    settings,  # of generator and classifier, with the steps of the classifier
+    steps,  # steps of generator and classifier
+    folder,  # folder of the trainings, or None
+    cache,  # folder for label maps
+    progress,  # whether to say what is done
+):
+    "A `classifier.Result` of both trainings"
+    learn, judge = settings
+    trained = _generator(train, learn, steps[0], folder, cache, progress)
+    made = chain(trained, train, match_colors=not steps[0], seed=judge.seed, cache=cache)
+    if progress:
+        print(made)
+    judge, place = replace(judge, steps=steps[1]), folder and folder / "classifier"
+    return classifier.fit(train, test, made, judge, folder=place, progress=progress)
+
 # %% ../nbs/33_hydramix_plus.ipynb #e3b6d778
 def fit(
     train: ImageSet,  # the few images, two or more of each class; training runs on their device
@@ -135,16 +166,11 @@ def fit(
     learn, judge = _configs(train, seed)
     gan._check(train, learn)
     folder = None if folder is None else Path(folder).expanduser()
-    cache = None if folder is None else folder / "segments"
-    steps = _steps(train, minutes, steps, seed, folder, cache)
-    if progress:
-        print(_said(train, steps, judge, seed))
-    trained = _generator(train, learn, steps[0], folder, cache, progress)
-    made = chain(trained, train, match_colors=not steps[0], seed=seed, cache=cache)
-    if progress:
-        print(made)
-    judge, place = replace(judge, steps=steps[1]), folder and folder / "classifier"
-    found = classifier.fit(
-        train, train if test is None else test, made, judge, folder=place, progress=progress
-    )
+    judged_on = train if test is None else test
+    classifier._check(train, judged_on)
+    with _map_folder(folder) as cache:
+        steps = _steps(train, minutes, steps, seed, folder, cache)
+        if progress:
+            print(_said(train, steps, judge, seed))
+        found = _fit(train, judged_on, (learn, judge), steps, folder, cache, progress)
     return _unjudged(found) if test is None else found

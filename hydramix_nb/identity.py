@@ -10,12 +10,16 @@ import dis
 import functools
 import hashlib
 import json
+import math
+import numbers
 import site
 import sys
 import sysconfig
 import types
 import warnings
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 # %% ../nbs/05_identity.ipynb #bb776661
 import numpy as np
@@ -293,3 +297,22 @@ def _warn_of_reuse(
             "cannot be compared with that of its training: if it has changed, name another folder",
             stacklevel=3,
         )
+
+# %% ../nbs/05_identity.ipynb #d09a1c7c
+def _fits(value, kind):
+    "Whether a value is of the type of a field; numbers are finite, and tuples hold numbers"
+    if isinstance(value, (tuple, list)):
+        return kind is tuple and all(_fits(x, float) for x in value)
+    if isinstance(value, bool):
+        return kind is bool
+    kind = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    return isinstance(value, kind) and (not isinstance(value, numbers.Real) or math.isfinite(value))
+
+
+def _check_types(config):
+    "ValueError for a setting, a field of a dataclass, whose value is not of the stated type"
+    for field in fields(config):
+        value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
+        if not any(_fits(value, kind) for kind in kinds):
+            names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in kinds)
+            raise ValueError(f"{field.name}={value!r}: {names} is needed")

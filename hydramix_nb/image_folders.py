@@ -7,6 +7,8 @@ __all__ = ['folder_name', 'generate']
 
 # %% ../nbs/31_image_folders.ipynb #35caa0bc
 import json
+import operator
+import warnings
 from pathlib import Path
 
 # %% ../nbs/31_image_folders.ipynb #fa267329
@@ -15,7 +17,7 @@ from tqdm import tqdm
 
 # %% ../nbs/31_image_folders.ipynb #2faec616
 from .data import to_uint8
-from .files import write_json, write_png, write_text
+from .files import read_json, write_json, write_png, write_text
 from .identity import describe
 from .mixer import Mixer
 from .training import seeded
@@ -53,7 +55,7 @@ def _claim_folder(
                 "name another folder"
             )
         write_text(note, provenance)
-    found, wanted = json.loads(note.read_text()), json.loads(provenance)
+    found, wanted = read_json(note), json.loads(provenance)
     differ = [key for key in wanted if found.get(key) != wanted[key]]
     if differ:
         raise ValueError(
@@ -61,17 +63,24 @@ def _claim_folder(
         )
 
 
-def _provenance(mixer, seed):
-    "What decides the images of a mixer, as JSON"
-    return json.dumps(
-        dict(mixer=describe(mixer), images=mixer.train.digest(), seed=seed), sort_keys=True
-    )
+def _provenance(mixer, seed, batch_size, folder):
+    "What decides the images of a mixer, as JSON; a warning where that is not all known"
+    unknown = []
+    about = dict(mixer=describe(mixer, unknown), images=mixer.train.digest(), seed=seed)
+    if unknown and (folder / "generated.json").exists():
+        warnings.warn(
+            f"{', '.join(sorted(set(unknown)))} of the mixer cannot be compared with what made "
+            f"the images in {folder}: if it has changed, name another folder",
+            stacklevel=3,
+        )
+    return json.dumps(about | dict(batch_size=batch_size), sort_keys=True)
 
 # %% ../nbs/31_image_folders.ipynb #080fdbf5
 def _labels(count, n_classes):
     "Labels of the images to make"
-    if not isinstance(count, int):
+    if isinstance(count, torch.Tensor) and count.ndim:
         return count.cpu()
+    count = operator.index(count)
     if count < 1:
         raise ValueError(f"count={count}: 1 or more images per class")
     return torch.arange(n_classes).repeat_interleave(count)
@@ -101,7 +110,9 @@ def generate(
         raise ValueError(f"images have {train.images.shape[1]} channels: a PNG holds 1 or 3")
     labels = _labels(count, len(train.classes))
     mixer.check_labels(labels)
-    _claim_folder(folder, _provenance(mixer, seed))
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: 1 or more")
+    _claim_folder(folder, _provenance(mixer, seed, batch_size, folder))
     folders = [folder_name(name) for name in train.classes]
     write_json(folder / "classes.json", list(zip(folders, train.classes, strict=True)))
     paths = _paths(labels, [folder / name for name in folders])

@@ -7,6 +7,7 @@ __all__ = ['read_image']
 
 # %% ../nbs/01_own_images.ipynb #a1c0f004
 import json
+import operator
 import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -165,11 +166,12 @@ def _check_two(classes, path):
 
 
 def _check_brightness(images, path):
-    "ValueError for masks of 0 and 1, which are black to a network"
-    if images.numel() and int(images.max()) == 1:
+    "ValueError for masks of 0 and 1, and for few bits in 8, which are black to a network"
+    brightest = int(images.max()) if images.numel() else 0
+    if 0 < brightest < 16:
         raise ValueError(
-            f"{path}: no pixel is brighter than 1 of 255, as in masks of 0 and 1; "
-            "store them as 0 and 255"
+            f"{path}: no pixel is brighter than {brightest} of 255, as in masks of 0 and 1; "
+            "scale them to 0…255"
         )
 
 # %% ../nbs/01_own_images.ipynb #a1c0f117
@@ -258,11 +260,21 @@ def _npz_images(a, path):
     return images
 
 # %% ../nbs/01_own_images.ipynb #a1c0f025
+def _numbered(labels, what):
+    "The numbers up to the largest label as class names; ValueError for labels that are no classes"
+    low, high = min(labels, default=0), max(labels, default=-1)
+    if low < 0 or high >= 1_000_000:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"{what}: label {wrong} without class names; they go from 0 to classes − 1"
+        )
+    return [str(c) for c in range(high + 1)]
+
+
 def _npz_classes(a, path):
     "Class names in the arrays of an npz file, or the numbers up to its largest label"
     if "classes" not in a:
-        highest = max(a["labels"].ravel().tolist(), default=-1)
-        return [str(c) for c in range(highest + 1)]
+        return _numbered(a["labels"].ravel().tolist(), path)
     names = a["classes"]
     if names.dtype.kind != "U" or names.ndim != 1:
         raise ValueError(
@@ -364,6 +376,14 @@ def _pair_image(image, index):
     return image.mul(255).round().to(torch.uint8)
 
 
+def _whole(label, index):
+    "The label of an item as an int"
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise TypeError(f"item {index}: the label {label!r} is no whole number") from None
+
+
 def _read_dataset(
     dataset,  # pairs of image and label, with `classes` if they have names
     size=None,  # side of the images, pixels; None: as they are, and all the same
@@ -379,11 +399,14 @@ def _read_dataset(
             shapes = f"{list(image.shape)} after {list(images[0].shape)}"
             raise ValueError(f"item {index} is {shapes}: give a size")
         images.append(image)
-        labels.append(int(label))
+        labels.append(_whole(label, index))
+    if not images:
+        raise ValueError("the data set has no images")
+    _check_brightness(torch.stack([image.max() for image in images]), "the data set")
     of = dataset
     while not hasattr(of, "classes") and hasattr(of, "dataset"):
         of = of.dataset  # torch's Subset has the set behind it
-    names = getattr(of, "classes", range(max(labels, default=-1) + 1))
+    names = of.classes if hasattr(of, "classes") else _numbered(labels, "the data set")
     return torch.stack(images), torch.tensor(labels), [str(name) for name in names]
 
 # %% ../nbs/01_own_images.ipynb #a1c0f135

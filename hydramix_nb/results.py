@@ -18,8 +18,16 @@ import numpy as np
 import hydramix_nb
 from .archives import _finished_runs
 from .files import atomic_write
-from .runs import import_extra, run_id
-from .sweeps import _committed
+from hydramix_nb.runs import (
+    _COLUMNS,
+    _OTHERS,
+    _PARAMETERS,
+    _RESULTS,
+    _committed,
+    _read_results,
+    import_extra,
+    run_id,
+)
 from .tables import EXPERIMENTS, _notebook_of, _fixed_values
 
 # %% ../nbs/65_results.ipynb #8f614bb1
@@ -92,42 +100,10 @@ def dataset_label(
     reduced = kind == "npz" and _is_reduced(path, root)
     return f"{label} without near-duplicates" if reduced else label
 
-# %% ../nbs/65_results.ipynb #ac87f214
-_NOTEBOOKS = ("classify", "pretrain", "detect")  # notebooks that are one run
-_PARAMETERS = dict(
-    dataset=str,
-    samples_per_class=int,
-    method=str,
-    auto_augment=str,
-    n_images=int,
-    p_gen=float,
-    image_size=int,
-    segment_noise=float,
-    generator_dataset=str,
-    size=int,
-    seed=int,
-    profile=str,
-    generator_settings=str,
-    classifier_settings=str,
-)
-_OTHERS = dict(scene_size=int, backbone=str, detector_settings=str, dino_settings=str)
-_SCORES = dict.fromkeys(["accuracy", "top5", "AP", "AP50", "AP75"], float)  # percent
-_FOUND = dict(
-    data=str,
-    generator_data=str,
-    test_images=int,
-    classes=int,
-    side=int,
-    generator_size=int,
-    views=int,
-    seconds=float,
-    generator_seconds=float,
-)
-_ORIGIN = dict.fromkeys(["device", "version", "commit", "code", "torch", "finished"], str)
-_RESULTS = _SCORES | _FOUND | _ORIGIN
-_COLUMNS = dict(id=str, notebook=str) | _PARAMETERS | _RESULTS | _OTHERS
-
 # %% ../nbs/65_results.ipynb #c35b2390
+_NOTEBOOKS = ("classify", "pretrain", "detect")  # notebooks that are one run
+
+
 def _row(id, result, notebook):
     "A run as a row of the results table; what its notebook does not know is empty"
     row = dict(id=id, notebook=notebook)
@@ -147,33 +123,15 @@ def _finished(out):
                 rows[id] = _row(id, result, notebook)
     return rows
 
-# %% ../nbs/65_results.ipynb #78aa7e70
-def _number(kind, text, where):
-    "A cell as its column's type; whole numbers that other programs have made 4.0 are whole again"
-    try:
-        value = float(text) if kind is int else kind(text)
-        if kind is int and value != int(value):
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise ValueError(f"{where}: {text!r} is no {kind.__name__}") from None
-    return kind(value)
 
-
-def read_results(
-    path,  # csv file written by `collect`
-) -> dict:  # id → row
-    "Read a table of results; ValueError where it is another kind of table"
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    for line, row in enumerate(rows, 2):
-        for name in ("id", "dataset", "method", "seed", "profile", "accuracy"):
-            if row.get(name) is None:
-                raise ValueError(f"{path} is no table of results: column {name!r} is missing")
-        row["notebook"] = row.get("notebook") or "classify"
-        for name, kind in _COLUMNS.items():
-            if row.get(name) not in (None, ""):
-                row[name] = _number(kind, row[name], f"{path}, row {line}, column {name!r}")
-    return {row["id"]: row for row in rows}
+def _newest(rows, found):
+    "Rows of two tables by id; of a run that is in both, the later one, or else the second"
+    later = {
+        id: rows[id]
+        for id in rows.keys() & found.keys()
+        if (rows[id].get("finished") or "") > (found[id]["finished"] or "")
+    }
+    return rows | found | later
 
 # %% ../nbs/65_results.ipynb #a74af14e
 def measured(
@@ -183,7 +141,7 @@ def measured(
     "Read all finished runs"
     pd = import_extra("pandas")
     path = _committed() if results is None else results
-    rows = (read_results(Path(path).expanduser()) if path else {}) | _finished(out)
+    rows = _newest(_read_results(Path(path).expanduser()) if path else {}, _finished(out))
     frame = pd.DataFrame(list(rows.values()), columns=list(_COLUMNS))
     for name, kind in _COLUMNS.items():
         if kind is str:
@@ -202,9 +160,9 @@ def collect(
     out="runs",  # folder of all runs, or an archive of one
     path="results/results.csv",  # table to add them to
 ) -> int:  # number of runs in the table now
-    "Add the finished runs to a table of results; newer rows replace those of the same id"
+    "Add the finished runs to a table of results; of the same run the later row stays"
     path = Path(path).expanduser()
-    rows = (read_results(path) if path.is_file() else {}) | _finished(out)
+    rows = _newest(_read_results(path) if path.is_file() else {}, _finished(out))
     order = sorted(rows.values(), key=lambda row: [row[name] for name in _ORDER])
     with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(_COLUMNS), extrasaction="ignore", lineterminator="\n")

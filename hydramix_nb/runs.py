@@ -9,10 +9,12 @@ __all__ = ['PLACES', 'import_extra', 'notebook_parameters', 'check_choice', 'run
 # %% ../nbs/60_runs.ipynb #e60bb580
 import ast
 import contextlib
+import csv
 import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -27,7 +29,7 @@ from pathlib import Path
 # %% ../nbs/60_runs.ipynb #baa7eb1a
 import hydramix_nb
 from . import __version__
-from .files import _read_header, write_json
+from .files import _read_header, read_json, write_json
 
 # %% ../nbs/60_runs.ipynb #ef9066a3
 # a check of web addresses; jsonschema, under nbformat, goes without what takes seconds to import
@@ -173,6 +175,8 @@ _MANY_FILES = 20_000  # in a larger folder, sizes stand for contents
 
 def _content_digest(place, kept):
     "Digest of a file, or of all files in a folder but hidden ones; wherever they lie, the same"
+    if not place.exists():
+        raise FileNotFoundError(place)
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     sha = hashlib.sha256()
     for file in files:
@@ -254,6 +258,75 @@ def provenance(
         torch=torch.__version__,
         finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+# %% ../nbs/60_runs.ipynb #ac87f214
+_PARAMETERS = dict(
+    dataset=str,
+    samples_per_class=int,
+    method=str,
+    auto_augment=str,
+    n_images=int,
+    p_gen=float,
+    image_size=int,
+    segment_noise=float,
+    generator_dataset=str,
+    size=int,
+    seed=int,
+    profile=str,
+    generator_settings=str,
+    classifier_settings=str,
+)
+_OTHERS = dict(scene_size=int, backbone=str, detector_settings=str, dino_settings=str)
+_SCORES = dict.fromkeys(["accuracy", "top5", "AP", "AP50", "AP75"], float)  # percent
+_FOUND = dict(data=str, generator_data=str, test_images=int, classes=int, side=int)
+_FOUND |= dict(generator_size=int, views=int, seconds=float, generator_seconds=float)
+_ORIGIN = dict.fromkeys(["device", "version", "commit", "code", "torch", "finished"], str)
+_RESULTS = _SCORES | _FOUND | _ORIGIN
+_COLUMNS = dict(id=str, notebook=str) | _PARAMETERS | _RESULTS | _OTHERS
+
+# %% ../nbs/60_runs.ipynb #78aa7e70
+def _cell(kind, text, where):
+    "A cell as its column's type; whole numbers that other programs have made 4.0 are whole again"
+    try:
+        value = float(text) if kind is int else kind(text)
+        if kind is not str and (not math.isfinite(value) or value != kind(value)):
+            raise ValueError
+    except ValueError:
+        names = {int: "whole number", float: "number"}
+        raise ValueError(f"{where}: {text!r} is no {names[kind]}") from None
+    return kind(value)
+
+
+def _read_results(
+    path,  # csv file that `results.collect` wrote, or that another program wrote again
+) -> dict:  # id → row
+    "Read a table of results; ValueError where it is another kind of table"
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        reader = csv.DictReader(f)
+        lines = [(reader.line_num, row) for row in reader]
+    rows = {}
+    for line, row in lines:
+        for name in ("id", "dataset", "method", "seed", "profile", "accuracy"):
+            if name not in row:
+                raise ValueError(f"{path} is no table of results: column {name!r} is missing")
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, row {line}: it has more or fewer cells than the first row")
+        row["notebook"] = row.get("notebook") or "classify"
+        for name, kind in _COLUMNS.items():
+            if row.get(name):
+                row[name] = _cell(kind, row[name], f"{path}, row {line}, column {name!r}")
+        if rows.setdefault(row["id"], row) != row:
+            raise ValueError(f"{path}, row {line}: run {row['id']} was another one further up")
+    return rows
+
+# %% ../nbs/60_runs.ipynb #c0577ed2
+def _committed():
+    "results/results.csv here or of this checkout; None where there is none"
+    checkout = Path(hydramix_nb.__file__).resolve().parent.parent
+    for path in (Path("results/results.csv"), checkout / "results/results.csv"):
+        if path.is_file():
+            return path
+    return None
 
 # %% ../nbs/60_runs.ipynb #7b9a3315
 def _try_lock(file, path):
@@ -358,12 +431,15 @@ def shared_generator(
     fit=None,  # function (train, config, folder=…, progress=…) → gan.Trained; None: gan.fit
 ) -> tuple:  # gan.Trained on the images' device, seconds of training (0 if it was there)
     "Load the generator for these images and settings; train it first if no run has done so"
-    from hydramix_nb import composing, gan
+    from hydramix_nb import composing, gan, identity
 
     learned_with = replace(config, **composing._MIXER_DEFAULTS)
     folder = Path(folder).expanduser()
+    made_of = dict(config=asdict(learned_with), data=train.digest())
+    if fit is not None:
+        made_of["fit"] = identity.describe(fit)
+    place = folder / _digest(made_of)
     fit = fit or functools.partial(gan.fit, cache=folder / "segments")
-    place = folder / _digest(dict(config=asdict(learned_with), data=train.digest()))
     file, seconds = place / "generator.safetensors", 0.0
 
     def say(holder):
@@ -373,4 +449,6 @@ def shared_generator(
         with Lock(place / ".lock", say=say):
             if not file.is_file():
                 seconds = _train_shared(train, learned_with, place, fit, progress)
+    if (read_json(place / "generator.json") or {}).get("code") != _code_digest():
+        print(f"{place} holds a generator of other code than this: without it, one is trained anew")
     return replace(gan.load(file, train.device), config=config), seconds

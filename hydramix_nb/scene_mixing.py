@@ -16,6 +16,7 @@ import torch.nn.functional as F
 # %% ../nbs/52_scene_mixing.ipynb #52aa0005
 from . import gan
 from .data import ImageSet, _image_grid, to_float
+from .files import weights_digest
 from .generator import Generator
 from .masks import box_mask
 from .scenes import Scenes
@@ -134,10 +135,12 @@ def _partners(
     shares = holds[first] & (holds.sum(0) > 1)
     lonely = ~shares.any(1)
     drawn = torch.multinomial((shares | lonely[:, None]).float(), 1)[:, 0]
-    others = holds.T[drawn].float()
-    own = torch.zeros_like(others).scatter_(1, first[:, None], 1)
-    others = torch.where(lonely[:, None], own, others * (1 - own))
-    return torch.cat([first[:, None], torch.multinomial(others, n_images - 1, replacement=True)], 1)
+    own = F.one_hot(first, len(holds)).bool()
+    others = torch.where(lonely[:, None], own, holds.T[drawn] & ~own)
+    numbers = torch.rand(others.shape, device=first.device)
+    order = numbers.masked_fill(~others, 2.0).argsort(1)
+    turns = torch.arange(n_images - 1, device=first.device) % others.sum(1, keepdim=True)
+    return torch.cat([first[:, None], order.gather(1, turns)], 1)
 
 # %% ../nbs/52_scene_mixing.ipynb #2ce2d3a0
 _MIN_VISIBLE = 0.25  # share of an object's box that has to be seen for it to count
@@ -347,11 +350,8 @@ def _mix_images(trained, images, mask):
     return torch.cat([mix(*part) for part in parts])
 
 # %% ../nbs/52_scene_mixing.ipynb #6b6d1078
-class SceneMix:
-    "Positions of first images in, new scenes with their boxes out"
-
-    p_gen = 0.5
-    sizes = dict(paper=448, small=128, tiny=32)  # side of mixed scenes at each profile, pixels
+class _SceneSettings:
+    "What a mixer of scenes is made of"
 
     def __init__(
         self,
@@ -369,6 +369,19 @@ class SceneMix:
             raise ValueError(f"min_visible={min_visible}: above 0, up to 1")
         self.squares, self.trained, self.min_visible = squares, trained, min_visible
         self.n_images = n_images or (trained.config.n_images if trained else 4)
+
+    def made_of(self):
+        "What decides the mixed scenes beside the few scenes, for `describe`"
+        own = {k: v for k, v in vars(self).items() if k not in ("squares", "trained")}
+        weights = self.trained and weights_digest(self.trained.generator)
+        return own | dict(size=self.squares.size, short=self.squares.short, weights=weights)
+
+# %% ../nbs/52_scene_mixing.ipynb #6b6d1077
+class SceneMix(_SceneSettings):
+    "Positions of first images in, new scenes with their boxes out"
+
+    p_gen = 0.5
+    sizes = dict(paper=448, small=128, tiny=32)  # side of mixed scenes at each profile, pixels
 
     @torch.no_grad()
     def __call__(

@@ -20,6 +20,7 @@ from . import classifier, training
 from .composing import _check_square
 from .crops import CropConfig, multi_crop
 from .data import ImageSet, to_float
+from .identity import _warn_of_reuse, describe
 from .training import _from_profile, seeded, settings_text
 
 # %% ../nbs/56_selfsupervised.ipynb #1ce62fde
@@ -358,9 +359,10 @@ def fit(
     "Train DINO on a few images, alone or with compositions (4.4); RuntimeWarning on a collapse"
     config = config or profile(size=max(train.images.shape[-2:]))
     _check(train, mixer)
-    settings = settings_text(
-        config=asdict(config), images=train.digest(), mixer=classifier.describe(mixer)
-    )
+    unknown = []
+    made_of = dict(images=train.digest(), mixer=describe(mixer, unknown))
+    _warn_of_reuse(folder, unknown)
+    settings = settings_text(config=asdict(config), **made_of)
     with seeded(config.seed, train.device):
         state = _Training(train, config, mixer)
         training.run(

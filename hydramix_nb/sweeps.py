@@ -7,14 +7,12 @@ __all__ = ['find_notebook', 'plan', 'summary', 'sweep']
 
 # %% ../nbs/62_sweeps.ipynb #e60bb581
 import contextlib
-import csv
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +23,13 @@ from tqdm import tqdm
 # %% ../nbs/62_sweeps.ipynb #baa7eb1b
 import hydramix_nb
 from .execution import _Outcome, _Task, execute, _execute_here
-from .files import read_json, write_json, write_text
+from .files import _check_folder, read_json, write_json, write_text
 from hydramix_nb.runs import (
     PLACES,
     _checked_parameters,
+    _committed,
     _find_data,
+    _read_results,
     import_extra,
     run_id,
     _content_digest,
@@ -65,15 +65,36 @@ def _find_named(name, root):
     return file if file.suffix == ".safetensors" else _find_data(name, root)
 
 
+_EDITED = "edited images"  # those of DiffuseMix, which no parameter names
+
+
+def _names_of_data(task):
+    "What a run is made of beside its parameters"
+    named = [task.parameters.get(name) for name in _SETS]
+    named += [_EDITED] if task.parameters.get("method") == "DiffuseMix" else []
+    return [name for name in named if name]
+
+
+def _kept_digests(file):
+    "Digests that an earlier plan has kept; those of a damaged file are made again"
+    try:
+        entries = (read_json(file) or {}).items()
+    except (AttributeError, OSError, ValueError):
+        return {}
+    return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 4}
+
+
 def _with_data(tasks):
     "The tasks with digests of their data sets, as far as these are here"
     out, digests = Path(tasks[0].out), {}
-    kept = read_json(out / ".digests.json") or {}
+    kept = _kept_digests(out / ".digests.json")
     before = dict(kept)
-    named = [[task.parameters.get(name) for name in _SETS] for task in tasks]
-    for name in {name for names in named for name in names if name}:
+    named, note = [_names_of_data(task) for task in tasks], out / "generators/diffusemix"
+    for name in {name for names in named for name in names}:
         with contextlib.suppress(FileNotFoundError):
-            if place := _find_named(name, tasks[0].data_root or None):
+            if name == _EDITED:
+                digests[name] = _content_digest(note / "generated.json", kept)
+            elif place := _find_named(name, tasks[0].data_root or None):
                 digests[name] = _content_digest(place, kept)
     if kept != before and out.is_dir():
         with contextlib.suppress(OSError):  # a folder that can be read only is no reason to stop
@@ -185,28 +206,17 @@ def _duration(seconds):
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
-# %% ../nbs/62_sweeps.ipynb #c0577ed2
-def _committed():
-    "results/results.csv here or of this checkout; None where there is none"
-    checkout = Path(hydramix_nb.__file__).resolve().parent.parent
-    for path in (Path("results/results.csv"), checkout / "results/results.csv"):
-        if path.is_file():
-            return path
-    return None
-
-
+# %% ../nbs/62_sweeps.ipynb #c0577ed4
 def _committed_results(experiment):
-    "The committed results of an experiment, as far as a forecast needs them"
-    path, found = _committed(), []
-    if path is None:
-        return found
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = [row for row in csv.DictReader(f) if row.get("notebook") == experiment]
-    for row in rows:
-        row["samples_per_class"] = int(row["samples_per_class"])
-        times = {name: float(row[name] or 0) for name in ("seconds", "generator_seconds")}
-        found.append(dict(times, parameters=row, device=row["device"]))
-    return found
+    "The committed results of an experiment, as a forecast takes them"
+    path = _committed()
+    rows = _read_results(path).values() if path else []
+    names = ("seconds", "generator_seconds", "device")
+    return [
+        dict(parameters=row, **{name: row.get(name) for name in names})
+        for row in rows
+        if row["notebook"] == experiment
+    ]
 
 # %% ../nbs/62_sweeps.ipynb #37b81cdd
 def _describe_failure(
@@ -232,7 +242,10 @@ def _cost(tasks, workers, device):
     measured = [r for r in _results_in(out, experiment) if device in (None, r.get("device"))]
     seconds, source = _estimate(tasks, measured), f"from {len(measured)} finished runs"
     if seconds is None:
-        measured = _committed_results(experiment)
+        try:
+            measured = _committed_results(experiment)
+        except ValueError as e:
+            return f"cost: not known; {e}"
         seconds = _estimate(tasks, measured, elsewhere=True)
         machines = ", ".join(sorted({r["device"] for r in measured}))
         source = f"a guess from {len(measured)} committed results of {machines}; none like these"
@@ -261,10 +274,14 @@ def summary(
     lines += [f"  failed: {_describe_failure(o)}" for o in failed]
     changed = [task for task in left if task.data_changed()]
     if changed:
-        names = sorted({task.parameters["dataset"] for task in changed})
+        names = sorted({name for task in changed for name in task.data_changed()})
         lines.append(
             f"  {len(changed)} were done with other images: {', '.join(names)} has changed"
         )
+    states = [o and o.state for o in outcomes]
+    other = sum(s == "done" and t.code_changed() for s, t in zip(states, tasks, strict=True))
+    if other:
+        lines.append(f"  {other} were done by other code than this; another --out does them anew")
     if left:
         lines.append(_cost(left, workers, device))
     return "\n".join(lines)
@@ -401,15 +418,6 @@ def _outcomes(tasks, workers, scheduler, resources):
     else:
         yield _do_here(tasks)
 
-
-def _check_folder(out):
-    "An error before the work if nothing can be written"
-    if out.is_file():
-        raise NotADirectoryError(f"{out} is a file: runs need a folder; archives are only read")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):
-        pass
-
 # %% ../nbs/62_sweeps.ipynb #44c7e2b1
 def _time_left(tasks, measured, at_once, failed):
     "What a bar says behind its count"
@@ -434,7 +442,9 @@ def sweep(
     left = [task for task in tasks if outcomes[task.id] is None]
     if not left:
         return list(outcomes.values())
-    _check_folder(Path(tasks[0].out))
+    if Path(tasks[0].out).is_file():
+        raise NotADirectoryError(f"{tasks[0].out} is a file, not a folder; archives are only read")
+    _check_folder(tasks[0].out)
     if minutes is not None:
         left = [replace(task, deadline=time.time() + 60 * minutes) for task in left]
     left = {task.id: task for task in _with_data(left)}

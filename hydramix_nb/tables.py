@@ -31,20 +31,10 @@ from hydramix_nb.runs import (
 from .sweeps import _describe_failure, find_notebook, plan, summary, sweep
 
 # %% ../nbs/64_tables.ipynb #e0b8e327
-_TABLE_1 = [
-    "Baseline",
-    "Cutout",
-    "Random Erasing",
-    "Cosine",
-    "MixUp",
-    "MixUpN",
-    "Scattering",
-    "GLICO",
-    "SuperMix",
-    "ChimeraMix+Grid",
-    "ChimeraMix+Seg",
-    "HydraMix",
-]
+_TABLE_1 = (
+    "Baseline, Cutout, Random Erasing, Cosine, MixUp, MixUpN, Scattering, GLICO, SuperMix, "
+    "ChimeraMix+Grid, ChimeraMix+Seg, HydraMix"
+).split(", ")
 _TABLE_6 = ["GridMix", "SegMix", "NMix", "ChimeraMix+Grid", "ChimeraMix+Seg", "HydraMix"]
 _DATA = ["cifair10", "stl10", "cifair100"]
 _SHOTS = [5, 10, 20, 30, 50, 100]
@@ -111,29 +101,38 @@ def _fixed_values(experiment, profile):
 
 # %% ../nbs/64_tables.ipynb #3fb5b764
 _RANGES = dict(p_gen=(0, 1), segment_noise=(0, 1), samples_per_class=(1, 10**6), n_images=(1, 100))
+_RANGES |= dict(seed=(0, 2**32 - 1), size=(0, 10**4), scene_size=(0, 10**4))
 
 
-def _check_run(p):
-    "ValueError where a value of a classification run cannot be"
-    from hydramix_nb import classifier, data, gan
+def _check_run(of, p, methods):
+    "ValueError where a value of a run of the notebook `of` cannot be"
+    from hydramix_nb import classifier, data, detection, gan, scene_mixing, selfsupervised
+    from hydramix_nb.baselines import GENERATORS
     from hydramix_nb.policies import POLICIES
-    from hydramix_nb.baselines import METHODS
 
-    check_choice(p["method"], list(METHODS), "method")
+    check_choice(p["method"], methods, "method")
     check_choice(p["profile"], list(classifier.PROFILES), "profile")
-    check_choice(p["auto_augment"], list(POLICIES), "auto_augment")
-    for name in (p["dataset"], p["generator_dataset"]):
+    check_choice(p.get("auto_augment", "none"), list(POLICIES), "auto_augment")
+    known = ["cutouts", "coco:PATH"] if of == "detect" else data._DATASETS
+    for name in {p["dataset"], p.get("generator_dataset") or p["dataset"]}:
         kind, colon, _ = name.partition(":")
-        if name:
-            check_choice(f"{kind}:PATH" if colon else name, data._DATASETS, "data set")
-    for name, (low, high) in _RANGES.items():
+        check_choice(f"{kind}:PATH" if colon else name, known, "data set")
+    for name in _RANGES.keys() & p.keys():
+        low, high = _RANGES[name]
         if not low <= p[name] <= high:
             raise ValueError(f"{name}={p[name]}: from {low} to {high}")
-    for module, settings in ((gan, "generator_settings"), (classifier, "classifier_settings")):
+    if p["method"] in GENERATORS and p["samples_per_class"] < 2:
+        raise ValueError(f"samples_per_class=1: {p['method']} mixes images of a class, 2 or more")
+    makes = dict(generator_settings=gan.profile, classifier_settings=classifier.profile)
+    makes |= dict(dino_settings=selfsupervised.profile, detector_settings=detection.profile)
+    if of == "detect":
+        makes["generator_settings"] = scene_mixing.generator_profile
+    for name in makes.keys() & p.keys():
+        size = dict(image_size=p["image_size"]) if p.get("image_size") else {}
         try:
-            module.profile(p["profile"], 32, **p[settings])
+            makes[name](p["profile"], **p[name] | (size if name == "generator_settings" else {}))
         except (TypeError, ValueError) as e:
-            raise ValueError(f"{settings}: {e}") from e
+            raise ValueError(f"{name}: {e}") from e
 
 # %% ../nbs/64_tables.ipynb #f3e057f5
 _SIDES = dict.fromkeys(["photos", "toys", "cifar10", "cifar100", "cifair10", "cifair100"], 32)
@@ -202,20 +201,20 @@ def grid(
     **axes,  # other parameters of the experiment's notebook: a value, or a list of values
 ) -> list:  # a dict of parameters for each run, each run once
     "List the runs that a table or figure of the paper is made of"
+    from hydramix_nb.baselines import METHODS
+
     of = _notebook_of(experiment)
-    notebook = find_notebook(of)
+    notebook, paper = find_notebook(of), EXPERIMENTS[experiment]
     common = dict(dataset=datasets, samples_per_class=samples_per_class, method=methods)
     lists = _axes(experiment, dict(common, seed=list(seeds), profile=profile, **axes))
     runs = {}
     for values in itertools.product(*lists.values()):
         run = _checked_parameters(notebook, dict(zip(lists, values, strict=True)))
+        _check_run(of, run, list(METHODS if of == "classify" else paper["method"]))
         if of == "classify":
-            _check_run(run)
             if experiment == "figure_6" and not axes.get("image_size") and not _is_of_figure_6(run):
                 continue
             run = _usual_name(run)
-        else:
-            check_choice(run["method"], EXPERIMENTS[experiment]["method"], "method")
         runs[run_id(run)] = run
     return list(runs.values())
 
@@ -458,7 +457,7 @@ def main(
     options = vars(parser.parse_args(arguments))
     try:
         tasks, settings = _read_options(options, known)
-    except (ValueError, TypeError, FileNotFoundError) as e:
+    except (ValueError, TypeError, OSError) as e:
         parser.exit(2, f"hydramix_sweep: error: {e}\n")
     device = None
     if not settings["scheduler"]:

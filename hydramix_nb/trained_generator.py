@@ -20,6 +20,7 @@ from .diff_augment import _AUGMENTATIONS
 from .fast_generator import make_fast
 from .files import read_tensors, write_tensors
 from .generator import Generator
+from .identity import _check_types
 from .losses import _ADVERSARIAL
 from .quality import _mask_colors, _Report, _rgb
 from .training import _CHECKPOINT, _from_profile
@@ -89,6 +90,7 @@ class Config(composing.Config):
     seed: int = 0  # seed of weights, sampling and augmentation
 
     def __post_init__(self):
+        _check_types(self)
         for name in ("betas", "strides", "milestones"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         super().__post_init__()

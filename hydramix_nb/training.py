@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 # %% ../nbs/04_training.ipynb #bce8ec43
 from . import __version__
-from .files import _read_header, read_tensors, write_png, write_tensors
+from .files import _check_folder, _read_header, read_tensors, write_png, write_tensors
 
 # %% ../nbs/04_training.ipynb #6b239c02
 def epoch_steps(
@@ -405,6 +405,8 @@ class _Log(_Record):
             return self
         if _checkpoint_header(self.checkpoint, self.settings, self.kind):
             _resume(self.training, self.checkpoint, self.kind)
+        if self.training.done < self.training.steps:
+            _check_folder(self.folder, sum(x.nbytes for x in self.training.tensors().values()))
         self.board = _Board(self.folder / "tensorboard", self.training.done)
         return self
 
@@ -469,8 +471,6 @@ def run(
 ):
     "Step after step, watched; on a CPU the same seed gives the same weights, interrupted or not"
     folder = None if folder is None else Path(folder).expanduser()
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     with _Log(training, folder, settings, **options) as log, _interrupts(log), training.around():
         count = dict(total=training.steps, initial=training.done)
         with tqdm(**count, desc=name, disable=not progress, mininterval=1) as bar:

@@ -83,14 +83,23 @@ def forked(work, log):
     work_and_exit(logged)
 
 
+def stalled():
+    "Seconds so far in which some process waited for a core; 0 where the system does not tell"
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/pressure/cpu").read_text().split("total=")[1].split()[0]) / 1e6
+    return 0
+
+
 def ended(pid, seconds=300):
-    "Status of a process that ends by itself; one that hangs is a failure"
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
+    "Status of a process that ends by itself; one that hangs, given cores, is a failure"
+    begun, before = time.monotonic(), stalled()
+    waited = 0
+    while waited - (stalled() - before) < seconds and waited < 12 * seconds:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
         time.sleep(0.01)
+        waited = time.monotonic() - begun
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     check(False, f"process {pid} hangs")
@@ -243,6 +252,7 @@ def kill_trainings(kills, rng, work):
         )
         same = read_json(folder / "found.json") == read_json(work / "calm" / method / "found.json")
         check(same, f"{method}: other weights after kill -9")
+        print(f"{hits} trainings killed, the last of {method}", flush=True)
     return hits
 
 
@@ -262,6 +272,7 @@ def kill_sweeps(kills, rng, work, methods, calm, seconds):
             f"a sweep ends, see {log}",
         )
         check(table(out) == calm, f"sweep {campaign}: another table after kill -9")
+        print(f"{campaign} sweeps killed {sum(hits.values())} times", flush=True)
         check(not list(out.glob("classify/*/error.json")), "a kill is taken for a failure")
     return hits
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -233,6 +234,59 @@ def test_another_test_set_is_another_training(tmp_path):
     fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
     with pytest.raises(ValueError, match="other test images"):
         fit(TRAIN, pictures(9, seed=2), None, tiny(), folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    "forward, found",
+    [
+        (lambda x: x.flatten(1)[:, :2], r"\[2, 2\]"),
+        (lambda x: x.flatten(1)[:, :9], r"\[2, 9\]"),
+        (lambda x: (x.flatten(1)[:, :3],), "tuple"),
+        (lambda x: x[:, :3], r"\[2, 3, 16, 16\]"),
+    ],
+)
+def test_a_network_without_a_score_for_each_class_is_refused_before_it_is_trained(
+    forward, found, tmp_path
+):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return forward(x * self.weight)
+
+    with pytest.raises(ValueError, match=f"the network gives {found} for 2 images"):
+        fit(TRAIN, TEST, Method(network=lambda *_: Own()), tiny(), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_has_no_room_or_cannot_be_written_is_an_error_before_the_first_step(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(classifier.Training, "step", lambda self: pytest.fail("a step"))
+    run = lambda: fit(TRAIN, TEST, None, tiny(), folder=tmp_path / "run", progress=False)
+    with monkeypatch.context() as m:
+        m.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=1000))
+        with pytest.raises(OSError, match="No space left in .*run: .* MB are needed, 0.0 MB"):
+            run()
+    with monkeypatch.context() as m:
+
+        def refuse(dir):
+            raise OSError(30, "Read-only file system", dir)
+
+        m.setattr(files.tempfile, "TemporaryFile", refuse)
+        with pytest.raises(OSError, match="run cannot be written: Read-only file system"):
+            run()
+    with pytest.raises(FileExistsError):
+        (tmp_path / "file").write_text("")
+        fit(TRAIN, TEST, None, tiny(), folder=tmp_path / "file", progress=False)
+
+
+def test_a_finished_training_is_read_from_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    first = fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False)
+    monkeypatch.setattr(training, "_check_folder", lambda *a: pytest.fail("not needed"))
+    assert same(first, fit(TRAIN, TEST, None, tiny(), folder=tmp_path, progress=False))
 
 
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path):

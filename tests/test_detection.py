@@ -154,8 +154,9 @@ def test_imagenet_weights_are_fetched_once_and_kept_as_safetensors(tmp_path, mon
     assert torch.equal(model.backbone.body.conv1.weight, weights["conv1.weight"])
     kept = [p.name for p in (tmp_path / "backbones").iterdir()]
     assert kept == ["resnet18-f37072fd.safetensors"]
-    other = detection._settings(scenes_like(), TINY, None, None, "imagenet")
-    assert other != detection._settings(scenes_like(), TINY, None, None, None)
+    same = scenes_like(), scenes_like(), TINY, None, None
+    other = detection._settings(*same, "imagenet", None)
+    assert other != detection._settings(*same, None, None)
 
 
 def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
@@ -168,9 +169,46 @@ def test_imagenet_weights_without_a_network(tmp_path, monkeypatch):
     assert not list((tmp_path / "backbones").iterdir())
 
 
-def scenes_like():
+def scenes_like(digest="0"):
     "What `_settings` asks of scenes"
-    return type("Scenes", (), dict(digest=lambda self: "0"))()
+    return type("Scenes", (), dict(digest=lambda self: digest))()
+
+
+class Noisy(SceneMix):
+    "A mixer of one's own"
+
+    noise = 0.1
+
+    def batch(self, first):
+        images, targets = super().batch(first)
+        return [image + self.noise for image in images], targets
+
+
+class Noisier(SceneMix):
+    "Another one"
+
+    noise = 0.1
+
+    def batch(self, first):
+        images, targets = super().batch(first)
+        return [image - self.noise for image in images], targets
+
+
+def test_a_detector_is_made_of_its_mixer_and_of_what_its_history_was_judged_on(cutouts):
+    squares, several = Squares(cutouts[0], 32), replace(TINY, evaluations=2)
+    shared = SceneMix(squares)
+    shared.p_gen = 0.3
+    noisy = Noisy(squares)
+    noisy.noise = 0.2
+    mixers = [None, SceneMix(squares), SceneMix(squares, n_images=2), shared]
+    mixers += [Noisy(squares), noisy, Noisier(squares), SceneMix(Squares(cutouts[0], 48))]
+    of = lambda mixer, val="1", config=TINY: detection._settings(
+        scenes_like(), scenes_like(val), config, mixer, None, None, None
+    )
+    assert len({of(mixer) for mixer in mixers}) == len(mixers)
+    assert of(SceneMix(squares)) == of(SceneMix(squares))
+    assert of(None, "1") == of(None, "2"), "it is judged after the training"
+    assert of(None, "1", several) != of(None, "2", several)
 
 
 def test_a_training_that_was_broken_off_ends_where_it_would_have(cutouts, tmp_path, monkeypatch):

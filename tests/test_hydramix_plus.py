@@ -81,3 +81,30 @@ def test_a_folder_keeps_the_plan_and_goes_on(tmp_path, monkeypatch):
 def test_without_a_generator_of_its_own_it_says_which(capsys):
     hydramix_plus.fit(FEW, steps=(0, 2))
     assert "it has seen 500 images of CIFAR-100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("how", [dict(minutes=0.2), dict(minutes=0.5)])
+def test_images_are_segmented_once_at_each_size(kept, how, tmp_path, monkeypatch):
+    from hydramix_nb import masks
+
+    made, segmented = masks._felzenszwalb, []
+
+    def felzenszwalb(images, **settings):
+        segmented.append((images.shape, settings["scale"], settings["min_size"]))
+        return made(images, **settings)
+
+    monkeypatch.setattr(masks, "_felzenszwalb", felzenszwalb)
+    clock(monkeypatch, 1.0, 0.35)
+    hydramix_plus.fit(FEW, **how, folder=tmp_path if kept else None, progress=False)
+    assert 0 < len(segmented) == len(set(segmented))
+
+
+def test_a_test_set_that_does_not_fit_is_an_error_before_the_generator_is_trained(monkeypatch):
+    monkeypatch.setattr(hydramix_plus, "_generator", lambda *a: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="the test set has other classes"):
+        hydramix_plus.fit(FEW, steps=(2, 2), test=TOYS)
+    with pytest.raises(ValueError, match="test images are"):
+        hydramix_plus.fit(
+            FEW, steps=(2, 2), test=ImageSet(FEW.images[..., :16], FEW.labels, FEW.classes)
+        )

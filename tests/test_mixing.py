@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -282,6 +283,28 @@ def test_counts_refused(count, tmp_path):
     with pytest.raises(ValueError, match="PNG holds 1 or 3"):
         generate(NMix(noise(5)), 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_one_folder_are_made_alike(tmp_path):
+    out = tmp_path / "out"
+    options = dict(progress=False, batch_size=3)
+    generate(Reverse(noise()), np.int64(2), out, **options)
+    generate(Reverse(noise()), torch.tensor(2), out, **options)
+    with pytest.raises(ValueError, match="made with other batch_size"):
+        generate(Reverse(noise()), 3, out, progress=False)
+    with pytest.raises(ValueError, match="batch_size=0: 1 or more"):
+        generate(Reverse(noise()), 3, out, batch_size=0)
+    with pytest.raises(TypeError):
+        generate(Reverse(noise()), 2.5, out)
+
+    def drawn():
+        yield 1
+
+    mixer = Reverse(noise())
+    mixer.source = drawn()
+    generate(mixer, 1, tmp_path / "unknown", progress=False)
+    with pytest.warns(UserWarning, match="generator of the mixer cannot be compared"):
+        generate(mixer, 1, tmp_path / "unknown", progress=False)
 
 
 def script(code, *args):

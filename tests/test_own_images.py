@@ -13,6 +13,7 @@ from hydramix_nb.data import load_images
 from hydramix_nb.own_images import _fit_square, read_image
 
 RNG = np.random.RandomState(0)
+BRIGHT = torch.full((3, 16, 16), 255, dtype=torch.uint8)
 
 
 def drawn(path, size=(40, 30), **kw):
@@ -303,6 +304,11 @@ def test_npz_keep(tmp_path):
         (dict(labels=LABELS.astype(float)), "labels are float64"),
         (dict(labels=LABELS[:, None]), "need labels of shape"),
         (dict(labels=LABELS * 0), "single class"),
+        (dict(labels=LABELS + 10**9), "label 1000000002 without class names"),
+        (dict(labels=LABELS.astype(np.uint64) + np.uint64(2**63)), "without class names"),
+        (dict(labels=LABELS - 1), "label -1 without class names"),
+        (dict(images=IMAGES // 200), "no pixel is brighter than 1 of 255"),
+        (dict(images=IMAGES // 20), "no pixel is brighter than 12 of 255"),
         (dict(classes=np.array(["x", "y"])), "image 2 has label 2, but with 2 classes"),
         (dict(classes=np.array([1, 2, 3])), "classes must be np.array"),
         (dict(classes=np.array(["x", "y", "x"])), "'x' occurs more than once"),
@@ -312,6 +318,32 @@ def test_broken_npz(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=message) as e:
         load_images(saved(tmp_path / "a.npz", **arrays))
     assert "a.npz" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "items, error, message",
+    [
+        ([], ValueError, "no images"),
+        ([(0, 0)], TypeError, "item 0: an image is one of PIL's or a tensor"),
+        ([(BRIGHT, 0), (BRIGHT, 0.5)], TypeError, "item 1: the label 0.5 is no whole number"),
+        ([(BRIGHT, "cat")], TypeError, "item 0: the label 'cat' is no whole number"),
+        ([(BRIGHT, torch.tensor(1.0))], TypeError, "item 0: the label"),
+        ([(BRIGHT, 0), (BRIGHT, 10**12)], ValueError, "label 1000000000000 without class names"),
+        ([(BRIGHT, -1)], ValueError, "label -1 without class names"),
+        ([(BRIGHT / 255 * torch.nan, 0)], ValueError, "item 0: floats go from 0 to 1"),
+        ([(BRIGHT // 20, 0)], ValueError, "the data set: no pixel is brighter than 12"),
+        ([(BRIGHT, 0), (BRIGHT[:1], 1)], ValueError, "item 1 is .*: give a size"),
+    ],
+)
+def test_data_sets_of_items_that_do_not_fit(items, error, message):
+    with pytest.raises(error, match=message):
+        load_images(items)
+
+
+def test_labels_of_every_kind_of_whole_number():
+    labels = [0, np.int64(1), torch.tensor(2), np.uint8(3), True]
+    items = [(BRIGHT, label) for label in labels]
+    assert load_images(items).labels.tolist() == [0, 1, 2, 3, 1]
 
 
 def test_npz_missing_keys(tmp_path):

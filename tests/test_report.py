@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hydramix_nb import figures, files, report, results, runs, tables
+from hydramix_nb import figures, files, report, results, runs, sweeps, tables
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("papermill")
@@ -251,12 +251,67 @@ def test_names_are_escaped_in_latex_and_html(tmp_path):
 
 
 def test_the_committed_results_are_a_table_of_results():
-    rows = results.read_results(ROOT / "results/results.csv")
+    rows = runs._read_results(ROOT / "results/results.csv")
     for r in rows.values():
         assert 0 <= r["accuracy"] <= 100 and r["profile"] in ("paper", "small"), r["id"]
         assert not re.search(r"(^|[:\s])/", " ".join(map(str, r.values()))), "a path of one machine"
         assert r["notebook"] in results._NOTEBOOKS, r["id"]
         if r["notebook"] != "classify":
             continue  # the table does not hold all parameters of the others
-        p = {k: json.loads(r[k]) if k.endswith("_settings") else r[k] for k in results._PARAMETERS}
+        p = {k: json.loads(r[k]) if k.endswith("_settings") else r[k] for k in runs._PARAMETERS}
         assert runs.run_id(p) == r["id"], "the id is not that of the parameters"
+
+
+def test_the_table_is_the_same_once_another_program_has_written_it(tmp_path):
+    rows = runs._read_results(ROOT / "results/results.csv")
+    frame = pd.read_csv(ROOT / "results/results.csv")
+    frame = frame.astype({name: float for name in ("seed", "samples_per_class", "n_images")})
+    frame.to_csv(tmp_path / "again.csv", encoding="utf-8-sig")  # with an index, and Excel's mark
+    again = runs._read_results(tmp_path / "again.csv")
+    for id, row in rows.items():
+        for name in runs._COLUMNS:
+            same = again[id][name] == row[name] and type(again[id][name]) is type(row[name])
+            assert same, (id, name, again[id][name], row[name])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.replace(",7,", ",7.5,"), "row 3, column 'seed': '7.5' is no whole number"),
+        (lambda t: t.replace(",7,", ",1e400,"), "row 3, column 'seed': '1e400' is no whole"),
+        (lambda t: t.replace(",21", ",nan"), "row 3, column 'accuracy': 'nan' is no number"),
+        (lambda t: t.replace(",21", ",21,5"), "row 3: it has more or fewer cells"),
+        (lambda t: t.replace(",21", ""), "row 3: it has more or fewer cells"),
+        (lambda t: t.replace("b,", "a,"), "row 3: run a was another one further up"),
+        (lambda t: t.replace("seed", "seeds"), "column 'seed' is missing"),
+        (lambda t: t.replace(",", ";"), "column 'id' is missing"),
+    ],
+)
+def test_a_wrong_cell_is_named_to_the_report_and_to_the_forecast(
+    tmp_path, monkeypatch, change, message
+):
+    path = tmp_path / "results/results.csv"
+    path.parent.mkdir()
+    head = "id,dataset,method,seed,profile,accuracy"
+    text = f"{head}\na,photos,MixUp,0,small,20\nb,photos,MixUp,7,small,21\n"
+    path.write_text(change(text))
+    with pytest.raises(ValueError, match=message):
+        results.measured(tmp_path / "runs", path)
+    monkeypatch.chdir(tmp_path)
+    runs_of = tables.grid("table_1", datasets=["photos"], samples_per_class=[5], seeds=[0])
+    said = sweeps.summary(sweeps.plan("classify", runs_of, "runs"))
+    assert re.search("cost: not known; .*" + message, said)
+
+
+def test_an_old_folder_of_runs_does_not_replace_newer_rows(tmp_path):
+    finished(tmp_path / "old", 20.0)
+    finished(tmp_path / "new", 25.0)
+    for name, time in (("old", "2026-01-01T00:00:00Z"), ("new", "2026-02-01T00:00:00Z")):
+        (file,) = (tmp_path / name / "classify").glob("*/result.json")
+        files.write_json(file, files.read_json(file) | dict(finished=time))
+    for order in (("old", "new"), ("new", "old")):
+        table = tmp_path / f"{order[0]}.csv"
+        assert [results.collect(tmp_path / name, table) for name in order] == [1, 1]
+        (row,) = runs._read_results(table).values()
+        assert row["accuracy"] == 25.0
+    assert results.measured(tmp_path / "old", table).accuracy.tolist() == [25.0]

@@ -322,6 +322,98 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     assert not read
 
 
+@pytest.fixture
+def no_kernels(monkeypatch):
+    "Notebooks are executed in this process, cell by cell"
+
+    def execute(notebook, output, parameters, *_):
+        space = {}
+        for cell in nbformat.reads(notebook, 4).cells:
+            exec(cell.source, space)
+            space |= parameters if "parameters" in cell.metadata.get("tags", []) else {}
+        Path(output).write_text(notebook)
+
+    monkeypatch.setattr(execution, "_execute_notebook", execute)
+
+
+@pytest.mark.parametrize("change", ["library", "notebook", "comment in markdown"])
+def test_what_other_code_has_done_is_done_and_the_summary_says_so(
+    change, tmp_path, no_kernels, monkeypatch
+):
+    plan = lambda: sweeps.plan(tmp_path / "toy.ipynb", [dict(x=3), dict(x=4)], tmp_path / "runs")
+    toy(tmp_path)
+    sweeps.sweep(plan()[:1], progress=False)
+    assert "other code" not in sweeps.summary(plan())
+    if change == "notebook":
+        toy(tmp_path, "value = x ** 3")
+    elif change == "library":
+        monkeypatch.setattr(execution, "_code_digest", lambda: "other")
+        execution._made_by.cache_clear()
+    else:
+        nb = nbformat.read(tmp_path / "toy.ipynb", 4)
+        nb.cells.append(nbformat.v4.new_markdown_cell("All of it."))
+        nbformat.write(nb, tmp_path / "toy.ipynb")
+    said = sweeps.summary(plan())
+    assert "1 done, 1 left" in said
+    assert ("1 were done by other code than this" in said) == (not change.startswith("comment"))
+    execution._made_by.cache_clear()
+
+
+def test_results_from_before_there_was_a_note_of_their_code(tmp_path, no_kernels):
+    plan = lambda: sweeps.plan(toy(tmp_path), [dict(x=3)], tmp_path / "runs")
+    sweeps.sweep(plan(), progress=False)
+    folder = plan()[0].folder
+    (folder / "code.json").unlink()
+    assert "other code" not in sweeps.summary(plan()), "nothing is known"
+    (folder / "result.json").write_text(json.dumps(dict(value=9.0, code="abc")))
+    assert "1 were done by other code" in sweeps.summary(plan())
+
+
+def test_a_checkpoint_of_another_training_is_set_aside_and_the_run_begins_anew(
+    tmp_path, no_kernels
+):
+    work = """checkpoint = pathlib.Path(out, 'checkpoint.safetensors')
+class Other(ValueError):
+    ename, evalue = "ValueError", "checkpoint belongs to another training (other images)"
+if checkpoint.exists():
+    raise Other
+value = x ** 2"""
+    (task,) = sweeps.plan(toy(tmp_path, work), [dict(x=3)], tmp_path / "runs")
+    task.folder.mkdir(parents=True)
+    (task.folder / "checkpoint.safetensors").write_text("of other images")
+    (outcome,) = sweeps.sweep([task], progress=False)
+    assert outcome.result == dict(value=9.0), outcome.error
+    assert (task.folder / "superseded.safetensors").read_text() == "of other images"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"/x": 3}', '{"/x": [1, 2, 3, 4]}'])
+def test_a_damaged_note_of_digests_is_made_again(text, tmp_path, no_kernels):
+    file, plan = with_data(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/.digests.json").write_text(text.replace("/x", str(file)))
+    sweeps.sweep(plan(), progress=False)
+    assert "1 done, 0 left" in sweeps.summary(plan())
+    file.write_text("12345678")
+    assert "0 done, 1 left" in sweeps.summary(plan())
+
+
+def test_images_that_were_edited_otherwise_are_other_data(tmp_path, no_kernels):
+    notebook, note = toy(tmp_path), tmp_path / "runs/generators/diffusemix/generated.json"
+    nb = nbformat.read(notebook, 4)
+    nb.cells[0].source += '\nmethod: str = "DiffuseMix"  # method'
+    nbformat.write(nb, notebook)
+    plan = lambda: sweeps.plan(notebook, [dict(x=3)], tmp_path / "runs")
+    note.parent.mkdir(parents=True)
+    note.write_text('{"steps": 2}')
+    sweeps.sweep(plan(), progress=False)
+    assert "1 done, 0 left" in sweeps.summary(plan())
+    note.write_text('{"steps": 100}')
+    said = sweeps.summary(plan())
+    assert "0 done, 1 left" in said and "edited images has changed" in said
+    note.unlink()
+    assert "1 done, 0 left" in sweeps.summary(plan()), "there is nothing to compare with"
+
+
 # other machines
 
 
@@ -570,19 +662,83 @@ def test_a_sweep_in_pieces_gives_the_same_numbers(tmp_path, main, quick_kernels,
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path):
+def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path, monkeypatch, capsys):
     from hydramix_nb import gan, runs
     from hydramix_nb.data import load_images
 
     train, trainings = load_images("photos").few_shot(2, 0), []
 
-    def fit(train, config, folder, progress):
-        trainings.append(config)
+    def fit(train, config, folder, progress, **_):
         return gan.Trained(gan.Generator(features=config.features), config, train.classes)
 
+    def train_shared(train, config, *rest, trains=runs._train_shared):
+        trainings.append(config)
+        return trains(train, config, *rest)
+
+    monkeypatch.setattr(runs, "_train_shared", train_shared)
     for settings in (dict(), dict(reduce="area"), dict(segment_size=32)):
         config = gan.profile("tiny", **settings)
         trained, _ = runs.shared_generator(train, config, tmp_path, fit=fit)
         assert trained.config == config
     runs.shared_generator(train, gan.profile("tiny", seed=1), tmp_path, fit=fit)
     assert trainings == [gan.profile("tiny"), gan.profile("tiny", seed=1)]
+    monkeypatch.setattr(gan, "fit", fit)
+    runs.shared_generator(train, gan.profile("tiny"), tmp_path)
+    assert len(trainings) == 3, "what another function trains is another generator"
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(runs, "_code_digest", lambda: "other")
+    runs.shared_generator(train, gan.profile("tiny"), tmp_path)
+    assert len(trainings) == 3 and "a generator of other code" in capsys.readouterr().out
+
+
+# what cannot be is refused by the plan
+
+
+@pytest.mark.parametrize(
+    "experiment, axes, message",
+    [
+        ("table_1", dict(seeds=[-1]), "seed=-1: from 0"),
+        ("table_1", dict(size=[-32]), "size=-32"),
+        ("table_1", dict(samples_per_class=[1]), "mixes images of a class, 2 or more"),
+        ("table_1", dict(image_size=[30]), "generator_settings: image_size=30: a multiple of 4"),
+        ("table_1", dict(classifier_settings=dict(steps=2.5)), "steps=2.5: int or None is needed"),
+        ("table_1", dict(classifier_settings=dict(lr="1e-3")), "lr='1e-3': float is needed"),
+        ("table_1", dict(classifier_settings=dict(augment=1)), "augment=1: bool is needed"),
+        ("table_1", dict(generator_settings=dict(betas=0.5)), "betas=0.5: tuple is needed"),
+        ("table_1", dict(generator_settings=dict(betas=[0.5, None])), "tuple is needed"),
+        ("table_1", dict(generator_settings=dict(lr=float("nan"))), "lr=nan: float is needed"),
+        ("table_4", dict(dino_settings=dict(stps=1)), "dino_settings: DINO has no setting 'stps'"),
+        ("table_4", dict(dino_settings=dict(momentum="a")), "momentum='a': float is needed"),
+        ("table_4", dict(methods=["HydraMix"]), "method 'HydraMix'"),
+        ("table_8", dict(detector_settings=dict(steps="9")), "steps='9': int or None is needed"),
+        ("table_8", dict(datasets=["cutout"]), "did you mean 'cutouts'"),
+        ("table_8", dict(generator_settings=dict(image_size=33)), "image_size=33"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_the_plan(experiment, axes, message):
+    with pytest.raises(ValueError, match=message):
+        tables.grid(experiment, **axes)
+
+
+def test_settings_as_json_and_numpy_have_them_are_taken():
+    settings = json.loads('{"steps": 3, "lr": 1, "betas": [0, 0.9], "milestones": []}')
+    assert tables.grid("table_1", generator_settings=settings, methods=["HydraMix"], seeds=[0])
+    import numpy as np
+
+    from hydramix_nb import classifier
+
+    config = classifier.profile("tiny", steps=np.int64(3), lr=np.float32(0.1), augment=False)
+    assert config.steps == 3 and config.augment is False
+
+
+def test_an_unreadable_folder_is_an_error_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    refuse = lambda *a: (_ for _ in ()).throw(PermissionError(13, "Permission denied", "pics"))
+    monkeypatch.setattr(tables, "_find_data", refuse)
+    options = ["--samples_per_class", "2", "--datasets", "folder:pics", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        tables.main(["table_1", *options, "--dry_run"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip() == (
+        "hydramix_sweep: error: [Errno 13] Permission denied: 'pics'"
+    )

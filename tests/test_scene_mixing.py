@@ -64,6 +64,17 @@ def test_partners_share_a_class_and_are_others_where_there_are_others():
     )
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 9])
+@pytest.mark.parametrize("n_images", [2, 4, 7])
+def test_partners_come_again_only_where_there_are_too_few(n, n_images):
+    index = _partners(torch.ones(n, 1).bool(), torch.arange(n).repeat(20), n_images)
+    assert index.shape == (20 * n, n_images)
+    for first, *others in index.tolist():
+        counts = [others.count(i) for i in range(n) if i != first]
+        assert first not in others and max(counts) - min(counts) <= 1
+    assert set(index[:, 1].tolist()) == set(range(n))
+
+
 # boxes of mixtures
 
 
