@@ -181,8 +181,7 @@ def few_shot_indices(
             f"but there are fewer of {', '.join(short)}"
         )
     chosen = []
-    for c in range(len(classes)):
-        positions = np.flatnonzero(labels == c)
+    for positions in np.split(labels.argsort(kind="stable"), counts.cumsum()[:-1]):
         rng.shuffle(positions)
         chosen.append(positions[:samples_per_class])
     chosen = np.concatenate(chosen)
@@ -284,9 +283,9 @@ def _first_images(data):
     from matplotlib.figure import Figure
 
     labels = data.labels.cpu()
-    firsts = [(labels == c).nonzero().flatten()[:8] for c in range(len(data.classes))]
-    names = [name for name, first in zip(data.classes, firsts) if len(first)][:10]
-    firsts = [first for first in firsts if len(first)][:10]
+    shown = labels.unique()[:10]
+    firsts = [(labels == c).nonzero().flatten()[:8] for c in shown]
+    names = [data.classes[c] for c in shown.tolist()]
     sheet = data.images.new_full((len(firsts), 8, *data.images.shape[1:]), 255)
     for row, first in zip(sheet, firsts, strict=True):
         row[: len(first)] = data.images[first.to(data.device)]

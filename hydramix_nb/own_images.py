@@ -159,6 +159,8 @@ def _common_size(splits, pool):
 
 # %% ../nbs/01_own_images.ipynb #a1c0f017
 def _check_two(classes, path):
+    if not classes:
+        raise ValueError(f"{path}: an image set needs images")
     if len(classes) < 2:
         raise ValueError(
             f"{path} holds a single class ({', '.join(classes)}); telling classes apart takes two"
