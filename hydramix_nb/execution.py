@@ -120,27 +120,9 @@ def _made_by(
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return dict(code=_code_digest(), notebook=_digest(sources))
 
-# %% ../nbs/61_execution.ipynb #804507e9
-@dataclass
-class _Task:
-    "One run on its way to the worker that does it"
-
-    id: str  # id of the run
-    parameters: dict  # all parameters of the run but `PLACES`
-    out: str  # folder of the sweep
-    experiment: str  # name of the notebook
-    notebook: str  # text of the notebook
-    device: str = "auto"  # auto, cpu, cuda or cuda:N
-    data_root: str = ""  # folder of the data sets; where there is no such folder, the worker's own
-    cwd: str = "."  # folder in which relative names of data sets start
-    code: str = field(default_factory=_code_digest)  # digest of the planner's library; "": any
-    retry: float | None = None  # time of the failure that is to be done again; None: none is
-    places: tuple = PLACES  # the parameters of `PLACES` that the notebook has
-    attempts: int = 3  # how often a kernel may die before the run has failed
-    deadline: float | None = None  # time at which it stops, seconds since 1970; None: never
-    data: dict = field(
-        default_factory=dict
-    )  # name of a data set → digest of its files, where known
+# %% ../nbs/61_execution.ipynb #e4599a54
+class _Compared:
+    "What there is now beside what a run was done with, for `_Task`"
 
     @property
     def folder(self) -> Path:
@@ -159,6 +141,28 @@ class _Task:
         by = read_json(self.folder / "code.json") or dict(code=result.get("code"))
         here = _made_by(self.notebook) if any(by.values()) else {}
         return any(by[name] not in (None, now) for name, now in here.items() if name in by)
+
+# %% ../nbs/61_execution.ipynb #804507e9
+@dataclass
+class _Task(_Compared):
+    "One run on its way to the worker that does it"
+
+    id: str  # id of the run
+    parameters: dict  # all parameters of the run but `PLACES`
+    out: str  # folder of the sweep
+    experiment: str  # name of the notebook
+    notebook: str  # text of the notebook
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    data_root: str = ""  # folder of the data sets; where there is no such folder, the worker's own
+    cwd: str = "."  # folder in which relative names of data sets start
+    code: str = field(default_factory=_code_digest)  # digest of the planner's library; "": any
+    retry: float | None = None  # time of the failure that is to be done again; None: none is
+    places: tuple = PLACES  # the parameters of `PLACES` that the notebook has
+    attempts: int = 3  # how often a kernel may die before the run has failed
+    deadline: float | None = None  # time at which it stops, seconds since 1970; None: never
+    data: dict = field(
+        default_factory=dict
+    )  # name of a data set → digest of its files, where known
 
     def outcome(self) -> _Outcome | None:
         "Done or failed, as the folder says; None where nothing has come of the run yet"
@@ -245,7 +249,7 @@ def _set_aside(task):
         write_json(folder / "data.json", task.data)
     write_json(folder / "code.json", _made_by(task.notebook))
 
-
+# %% ../nbs/61_execution.ipynb #92c6b0e4
 def _run(task):
     "Execute a run's notebook and write down what came of it"
     folder = task.folder

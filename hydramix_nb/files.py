@@ -38,6 +38,8 @@ def _check_folder(
 ):
     "OSError before any work where a folder cannot be written, or has too little room"
     folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file, and a folder to write to is needed")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -83,7 +83,7 @@ def _kept_digests(file):
         return {}
     return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 4}
 
-
+# %% ../nbs/62_sweeps.ipynb #31d8b5f7
 def _with_data(tasks):
     "The tasks with digests of their data sets, as far as these are here"
     out, digests = Path(tasks[0].out), {}
@@ -442,8 +442,6 @@ def sweep(
     left = [task for task in tasks if outcomes[task.id] is None]
     if not left:
         return list(outcomes.values())
-    if Path(tasks[0].out).is_file():
-        raise NotADirectoryError(f"{tasks[0].out} is a file, not a folder; archives are only read")
     _check_folder(tasks[0].out)
     if minutes is not None:
         left = [replace(task, deadline=time.time() + 60 * minutes) for task in left]

@@ -278,7 +278,7 @@ def test_a_folder_that_has_no_room_or_cannot_be_written_is_an_error_before_the_f
         m.setattr(files.tempfile, "TemporaryFile", refuse)
         with pytest.raises(OSError, match="run cannot be written: Read-only file system"):
             run()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError, match="is a file, and a folder"):
         (tmp_path / "file").write_text("")
         fit(TRAIN, TEST, None, tiny(), folder=tmp_path / "file", progress=False)
 
