@@ -141,6 +141,14 @@ def test_imports_stand_alone_in_their_cells(path):
         assert len(kinds) < 2, f"imports and other code in one cell:\n{cell.source}"
 
 
+def test_errors_that_a_chapter_shows_are_raised():
+    "`expect_fail` is a context manager: called with a function it would check nothing"
+    for path in ALL:
+        for cell in code_cells(path):
+            called = re.search(r"^\s*expect_fail\(", cell.source, re.M)
+            assert not called or "with (" in cell.source, f"{path.name}:\n{cell.source}"
+
+
 def test_importing_everything_leaves_heavy_modules_alone():
     heavy = ["torch._dynamo", "torchvision", "scipy.stats"]
     program = "import sys, hydramix_nb.all; print([m for m in sys.argv[1:] if m in sys.modules])"
