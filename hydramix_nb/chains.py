@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/31_chains.ipynb #83fef768
 from .data import ImageSet
-from .mixer import Mixer, _like
+from .mixer import Mixer, _check_labels, _like
 
 # %% ../nbs/31_chains.ipynb #c1715c04
 def _name(link):
@@ -33,6 +33,12 @@ def _apply(link, images, targets, p_gen=None):
     if p_gen is None:
         return link.augment(images, targets)
     return link.augment(images, targets, p_gen)
+
+
+def _look(link, images, targets):
+    "Let a mixer look at a batch, whether it is drawn or not"
+    if isinstance(link, Mixer):
+        link.check_batch(images, targets, replaced=not _mixes_labels(link))
 
 # %% ../nbs/31_chains.ipynb #98804362
 class Chance:
@@ -96,6 +102,8 @@ class OneOf:
         targets: torch.Tensor,  # labels int64 [B], or mixed ones, float [B,classes]
     ) -> tuple:  # images, targets
         "Draw a link, on the CPU, and apply it for certain"
+        for link in self.links:
+            _look(link, images, targets)
         limits = torch.tensor(self.p, dtype=torch.float64).cumsum(0)
         drawn = int((torch.rand((), dtype=torch.float64) >= limits).sum())
         if drawn == len(self.links):
@@ -111,6 +119,12 @@ class OneOf:
         return "one of " + " | ".join(parts)
 
 # %% ../nbs/31_chains.ipynb #dd4c0b1f
+def _check_mixed(targets, n):
+    "ValueError for mixed labels of another number of classes"
+    if targets.shape[1] != n:
+        raise ValueError(f"targets are {list(targets.shape)}: [B,{n}] is needed")
+
+
 class SmoothLabels:
     "Targets of which a share is spread over all classes (Szegedy et al. 2016)"
 
@@ -131,7 +145,10 @@ class SmoothLabels:
         targets: torch.Tensor,  # labels int64 [B], or mixed ones, float [B,classes]
     ) -> tuple:  # images as they are; targets, float [B,classes]
         "Spread a share of every target"
-        if not targets.is_floating_point():
+        if targets.ndim == 2 and targets.is_floating_point():
+            _check_mixed(targets, self.n_classes)
+        else:
+            _check_labels(targets, self.n_classes)
             targets = F.one_hot(targets, self.n_classes).to(images.dtype)
         return images, targets * (1 - self.share) + self.share / self.n_classes
 

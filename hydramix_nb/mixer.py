@@ -157,6 +157,22 @@ def _like(made, batch):
     return made if same else torch.empty_like(batch).copy_(made)
 
 # %% ../nbs/28_mixer.ipynb #b4b778b1
+def _check_labels(labels, n):
+    "TypeError or ValueError for labels that are none of n classes"
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(f"labels must be an int64 tensor [B], got {type(labels).__name__}")
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise TypeError(
+            f"labels must be an int64 tensor [B], got {labels.dtype} {list(labels.shape)}"
+        )
+    if labels.device.type == "cpu" and len(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= n:
+            raise ValueError(
+                f"labels from {low} to {high}, but with {n} classes they go from 0 to {n - 1}"
+            )
+
+# %% ../nbs/28_mixer.ipynb #b4b778b2
 class _Checks:
     "Looks at batches and labels, whatever the coin says"
 
@@ -165,19 +181,7 @@ class _Checks:
         labels: torch.Tensor,  # int64 [B]
     ):
         "TypeError or ValueError for labels that are none; values are checked on the CPU only"
-        if not isinstance(labels, torch.Tensor):
-            raise TypeError(f"labels must be an int64 tensor [B], got {type(labels).__name__}")
-        if labels.dtype != torch.int64 or labels.ndim != 1:
-            raise TypeError(
-                f"labels must be an int64 tensor [B], got {labels.dtype} {list(labels.shape)}"
-            )
-        n = len(self.train.classes)
-        if labels.device.type == "cpu" and len(labels):
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= n:
-                raise ValueError(
-                    f"labels from {low} to {high}, but with {n} classes they go from 0 to {n - 1}"
-                )
+        _check_labels(labels, len(self.train.classes))
 
     def check_batch(
         self,
@@ -189,6 +193,8 @@ class _Checks:
         "TypeError or ValueError for a batch that cannot be right"
         if not images.is_floating_point():
             raise TypeError(f"images are {images.dtype}: mixers work on floats (data.to_float)")
+        if images.ndim != 4:
+            raise ValueError(f"images are {list(images.shape)}: [B,C,H,W] is needed")
         self.check_labels(labels)
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")

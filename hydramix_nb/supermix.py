@@ -204,4 +204,4 @@ class SuperMix(Mixer):
         if not self.flip_coin(p_gen):
             return images, labels
         made, targets = self._draw(labels)
-        return _like(self._range.apply(made), images), targets
+        return _like(self._range.apply(made), images), targets.to(images.dtype)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from hydramix_nb import composing, gan, mixing
+from hydramix_nb.augmentations import CutMix
+from hydramix_nb.chains import Chain, OneOf, SmoothLabels
 from hydramix_nb.data import ImageSet, load_images, to_float
 from hydramix_nb.identity import describe
 from hydramix_nb.image_folders import generate
@@ -391,3 +393,38 @@ def test_on_a_gpu(tmp_path):
             and mixer(torch.tensor([0, 1])).device.type == "cpu"
         ), name(mixer)
     generate(HydraMix(untrained(), train), 2, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: (x, y.int()),
+        lambda x, y: (x, y.float()),
+        lambda x, y: (x, y + 7),
+        lambda x, y: (x, y - 1),
+        lambda x, y: (x, y[:, None]),
+    ],
+)
+def test_wrong_labels_are_an_error_on_every_call_of_every_link(change):
+    data = noise()
+    x, y = change(to_float(data.images), data.labels)
+    never = OneOf(NMix(data), MixUp(data), p=(0.0, 0.0))
+    for link in (never, SmoothLabels(data), Chain(never), Chain(SmoothLabels(data))):
+        with pytest.raises((TypeError, ValueError), match="labels"):
+            link.augment(x, y)
+
+
+def test_a_wrong_shape_is_an_error_whatever_the_coin_says():
+    data = noise()
+    x, y = to_float(data.images), data.labels
+    never = OneOf(NMix(data), MixUp(data), p=(0.0, 0.0))
+    with pytest.raises(ValueError, match="cannot be replaced"):
+        never.augment(x[..., :8], y)
+    with pytest.raises(ValueError, match=r"\[B,C,H,W\] is needed"):
+        never.augment(x[:, 0], y)
+    for mixer in (MixUp(data), MixUpN(data), CutMix(data), NMix(data)):
+        for p in (0.0, 1.0):
+            with pytest.raises(ValueError, match=r"\[B,C,H,W\] is needed"):
+                mixer.augment(x[:, 0], y, p)
+    with pytest.raises(ValueError, match=r"targets are \[6, 5\]: \[B,2\] is needed"):
+        SmoothLabels(data).augment(x, torch.rand(6, 5))
