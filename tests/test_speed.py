@@ -112,7 +112,6 @@ def test_chunks_from_free_memory(train, monkeypatch):
 
 def test_estimate_covers_what_a_step_takes():
     "Peak memory of a process that takes a step, less that of one with a batch of one"
-    # the process also shows that a step on a CPU imports no Triton
     code = """
 import sys, torch
 torch.set_num_threads(1)
@@ -120,7 +119,6 @@ from hydramix_nb import gan
 from hydramix_nb.data import load_images
 config = gan.Config(features=16, batch_size=int(sys.argv[1]), discriminator_features=16)
 gan.Training(load_images("photos").few_shot(2, 0), config).step()
-assert "triton" not in sys.modules
 # getrusage would tell the parent's peak, if that was higher
 print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))
 """
