@@ -110,14 +110,17 @@ def _check_names(names, path):
             raise ValueError(f"{path}: {name!r} leads out of the folder; this is no packed sweep")
 
 
-def _read_archive(path):
-    "Name → content of the results in an archive"
+def _read_archive(path, experiment):
+    "Name of a run → content of its result, for the runs of an experiment in an archive"
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             _check_names(names, path)
-            found = [n for n in names if n.count("/") == 2 and n.endswith("/result.json")]
-            return {name: json.loads(archive.read(name)) for name in found}
+            parts = [PurePosixPath(name).parts for name in sorted(names)]
+            runs = [p[1] for p in parts if len(p) == 3 and p[::2] == (experiment, "result.json")]
+            return {
+                run: json.loads(archive.read(f"{experiment}/{run}/result.json")) for run in runs
+            }
     except (zipfile.BadZipFile, EOFError, zlib.error, json.JSONDecodeError) as e:
         raise ValueError(
             f"{path} is no whole archive of a sweep ({e}): copy it again, or pack it again"
@@ -131,11 +134,7 @@ def _finished_runs(
     "The finished runs of an experiment; ValueError for an archive that is not whole"
     out = Path(out).expanduser()
     if out.is_file():
-        content = _read_archive(out)
-        found = {PurePosixPath(n).parts: result for n, result in sorted(content.items())}
-        return {
-            run: result for (notebook, run, _), result in found.items() if notebook == experiment
-        }
+        return _read_archive(out, experiment)
     files = sorted((out / experiment).glob("*/result.json"))
     return {file.parent.name: read_json(file) for file in files}
 
