@@ -1195,6 +1195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hydramix_nb.toys._Scene.mostly': ('toys.html#_scene.mostly', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._Scene.near': ('toys.html#_scene.near', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._Scene.pick': ('toys.html#_scene.pick', 'hydramix_nb/toys.py'),
+                                  'hydramix_nb.toys._arc': ('toys.html#_arc', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._bird': ('toys.html#_bird', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._boat': ('toys.html#_boat', 'hydramix_nb/toys.py'),
                                   'hydramix_nb.toys._box': ('toys.html#_box', 'hydramix_nb/toys.py'),

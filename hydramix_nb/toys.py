@@ -14,12 +14,19 @@ import torch
 from PIL import Image, ImageDraw
 
 # %% ../nbs/00_toys.ipynb #552a8227
+@lru_cache
+def _arc(start, stop):
+    "Cosines and sines along a part of a circle"
+    angle = 2 * math.pi * np.linspace(start, stop, 33)
+    return np.cos(angle), np.sin(angle)
+
+
 def _ellipse(x, y, rx, ry, start=0.0, stop=1.0, turn=0.0):
     "Corners of an ellipse around (x, y), or of the part from `start` to `stop` (1 is all round)"
-    angle = 2 * math.pi * np.linspace(start, stop, 33)
-    dx, dy = rx * np.cos(angle), ry * np.sin(angle)
+    cos, sin = _arc(start, stop)
+    dx, dy = rx * cos, ry * sin
     c, s = math.cos(turn), math.sin(turn)
-    return np.column_stack([x + c * dx - s * dy, y + s * dx + c * dy])
+    return np.stack([x + c * dx - s * dy, y + s * dx + c * dy], 1)
 
 
 def _box(left, top, right, bottom):
@@ -48,8 +55,8 @@ _GREY, _DARK, _GLASS = (0.6, 0.05, 0.55), (0.6, 0.3, 0.15), (0.55, 0.35, 0.7)
 
 def _rgb(hue, saturation, value):
     "float32 [3] in 0…1"
-    ramp = np.abs((hue + np.array([0, 2, 1]) / 3) % 1 * 6 - 3) - 1
-    return (value * (1 - saturation * (1 - ramp.clip(0, 1)))).astype(np.float32)
+    ramps = (min(max(abs((hue + third) % 1 * 6 - 3) - 1, 0), 1) for third in (0, 2 / 3, 1 / 3))
+    return np.array([value * (1 - saturation * (1 - ramp)) for ramp in ramps], np.float32)
 
 # %% ../nbs/00_toys.ipynb #9e225c83
 _OVERSAMPLING = 4
@@ -99,19 +106,20 @@ class _Canvas:
         if placed:
             points = points @ self.matrix.T + self.shift
         points = points * self.side
-        left, top = np.clip(np.floor(points.min(0)), 0, self.side).astype(int)
-        right, bottom = np.clip(np.ceil(points.max(0)) + 1, 0, self.side).astype(int)
+        within = lambda x: min(max(x, 0), self.side)
+        xs, ys = points.T.tolist()
+        left, top = (within(math.floor(min(v))) for v in (xs, ys))
+        right, bottom = (within(math.ceil(max(v)) + 1) for v in (xs, ys))
         if right <= left or bottom <= top:
             return
         mask = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(mask).polygon([tuple(p) for p in points - (left, top)], fill=1)
-        inside = np.asarray(mask, bool)
+        ImageDraw.Draw(mask).polygon((points - (left, top)).ravel().tolist(), fill=1)
+        inside = np.frombuffer(mask.tobytes(), bool).reshape(bottom - top, right - left)
         part = self.pixels[top:bottom, left:right]
-        if texture is None:
-            part[inside] = color
-        else:
+        if texture is not None:
             shade = 1 + contrast * _texture(self.rng, self.split, texture, inside.shape)
-            part[inside] = color * shade[inside][:, None]
+            color = color * shade[:, :, None]
+        np.copyto(part, color, where=inside[:, :, None], casting="same_kind")
 
     def image(self):
         "uint8 [3,size,size], under a light of its own"
@@ -136,8 +144,8 @@ class _Scene(_Canvas):
         "RGB of a colour near the given hue, saturation and value"
         h, s, v = color
         h += spread * self.rng.uniform(-1, 1)
-        s, v = np.array([s, v]) + self.rng.uniform(-0.15, 0.15, 2)
-        return _rgb(h % 1, np.clip(s, 0, 1), np.clip(v, 0.05, 1))
+        more_s, more_v = self.rng.uniform(-0.15, 0.15, 2).tolist()
+        return _rgb(h % 1, min(max(s + more_s, 0), 1), min(max(v + more_v, 0.05), 1))
 
 # %% ../nbs/00_toys.ipynb #74c31db5
 _SKIES = dict(

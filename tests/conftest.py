@@ -42,21 +42,30 @@ def cutouts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def forking_kernels(tmp_path_factory):
-    "A folder for JUPYTER_PATH, whose Python kernels are forked from one process: see forked.py"
-    folder, forked = tmp_path_factory.mktemp("kernels"), Path(__file__).with_name("forked.py")
+def quick_python():
+    "Start of a command: with `-c CODE`, Python that need not import torch. See forked.py"
+    forked = Path(__file__).with_name("forked.py")
     with tempfile.TemporaryDirectory(prefix="forked-") as short:  # sockets have short names
         place = Path(short, "socket")
         command = [sys.executable, str(forked), str(place)]
-        spec = dict(argv=[*command, "{connection_file}"], display_name="python3", language="python")
-        (folder / "kernels/python3").mkdir(parents=True)
-        (folder / "kernels/python3/kernel.json").write_text(json.dumps(spec))
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             while not place.exists():
-                assert process.poll() is None, "no process to fork kernels from"
+                assert process.poll() is None, "no process to fork from"
                 time.sleep(0.05)
-            yield folder
+            yield command
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def forking_kernels(quick_python, tmp_path_factory):
+    "A folder for JUPYTER_PATH, whose Python kernels are forked from one process: see forked.py"
+    folder = tmp_path_factory.mktemp("kernels")
+    spec = dict(
+        argv=[*quick_python, "{connection_file}"], display_name="python3", language="python"
+    )
+    (folder / "kernels/python3").mkdir(parents=True)
+    (folder / "kernels/python3/kernel.json").write_text(json.dumps(spec))
+    return folder
 
 
 @pytest.fixture

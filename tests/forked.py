@@ -1,15 +1,16 @@
-"""Jupyter kernels that start in a tenth of a second.
+"""Jupyter kernels and Python processes that start in a tenth of a second.
 
-A new kernel computes for four to nine seconds until torch, matplotlib and papermill are imported,
-which this suite would do 150 times. Here one process imports them, and forks for each kernel.
-Nothing of hydramix_nb is imported before the fork, and kernels share no state.
+A new process computes for four to nine seconds until torch, matplotlib and papermill are imported,
+which this suite would do 200 times. Here one process imports them, and forks for each of the
+others. Nothing of hydramix_nb is imported before the fork, and they share no state.
 
     python tests/forked.py SOCKET                  # the process that forks, until its input ends
     python tests/forked.py SOCKET CONNECTION ...   # in the place of a kernel: forks one there
+    python tests/forked.py SOCKET -c CODE ...      # in the place of python -c CODE ...
 
-The second one is what jupyter_client starts. It hands signals on to the kernel, takes the kernel
-with it when it is killed, and ends as the kernel ends. The fixture `quick_kernels` of conftest.py
-sets all this up."""
+The second one is what jupyter_client starts. It hands signals on to what was forked, takes it along
+when it is killed, and ends as it ends. The fixtures `quick_kernels` and `quick_python` of
+conftest.py set all this up."""
 
 import json
 import os
@@ -18,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 
 PRELOADED = [
     "numpy",
@@ -31,8 +33,8 @@ PRELOADED = [
 ]
 
 
-def become_kernel(connection, asked, streams):
-    "After the fork: make this process what one would be that started as this kernel"
+def become(connection, asked, streams):
+    "After the fork: make this process what one would be that started with these arguments"
     os.setsid()
     for stream, target in zip(streams, (1, 2)):
         os.dup2(stream, target)
@@ -42,7 +44,7 @@ def become_kernel(connection, asked, streams):
     os.environ.update(asked["environment"])
     added = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [folder for folder in added if folder and folder not in sys.path]
-    sys.argv = ["ipykernel_launcher", "-f", *asked["arguments"]]
+    sys.argv = asked["arguments"]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -81,23 +83,41 @@ def fork_on_request(place):
             if os.fork() == 0:
                 server.close()
                 connection = connection.dup()
-                become_kernel(connection, json.loads(message), streams)
+                become(connection, json.loads(message), streams)
                 return connection
             for stream in streams:
                 os.close(stream)
 
 
+def run():
+    "What was asked for; its exit status"
+    try:
+        if sys.argv[0] == "-c":
+            sys.path.insert(0, "")
+            exec(compile(sys.argv.pop(1), "<string>", "exec"), dict(__name__="__main__"))
+            sys.stdout.flush()
+        else:
+            from ipykernel import kernelapp
+
+            sys.argv[:0] = ["ipykernel_launcher", "-f"]
+            kernelapp.launch_new_instance()
+    except SystemExit as e:
+        sys.stdout.flush()
+        return e.code or 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 def serve(place):
     connection = fork_on_request(place)
     if connection:
-        from ipykernel import kernelapp
-
-        kernelapp.launch_new_instance()
-        connection.sendall(b"0")  # a kernel that ended well
+        connection.sendall(b"%d\n" % run())
 
 
 def stand_in(place, arguments):
-    "Ask for a kernel, and live as long as it does"
+    "Ask for a process, and live as long as it does"
     asked = dict(cwd=os.getcwd(), environment=dict(os.environ), arguments=arguments)
     parent = os.getppid()
     connection = socket.socket(socket.AF_UNIX)
@@ -112,8 +132,10 @@ def stand_in(place, arguments):
     while not select.select([connection], [], [], 1)[0]:
         if os.getppid() != parent:
             return
-    if answers.read(1) != b"0":
+    status = answers.readline()
+    if not status:
         os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(int(status))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 "DiffuseMix: fractals, halves, the folder of edited images, the method."
 
 import importlib.util
-import subprocess
-import sys
 from urllib.parse import unquote
 
 import numpy as np
@@ -273,19 +271,6 @@ def test_other_edited_images_are_another_training(tmp_path):
     classifier.fit(TRAIN, TRAIN, same, config, folder=tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="other method"):
         classifier.fit(TRAIN, TRAIN, other, config, folder=tmp_path / "run", progress=False)
-
-
-def test_importing_the_registry_does_not_import_diffusion():
-    code = (
-        "import sys, hydramix_nb.baselines; "
-        "print(*{'diffusers', 'transformers'}.intersection(sys.modules))"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == ""
-    )
 
 
 def test_a_sweep_finds_the_images_among_the_generators(tmp_path, quick_kernels):

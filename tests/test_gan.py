@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict, replace
@@ -46,29 +45,35 @@ def checkpoint(folder):
     return files.read_tensors(folder / gan._CHECKPOINT, "checkpoint")
 
 
-def script(code, *args, **options):
-    head = (
-        "import sys, torch\n"
-        "torch.set_num_threads(1)\n"
-        "from hydramix_nb import gan\n"
-        "from hydramix_nb.data import load_images\n"
-        "train = load_images('photos').few_shot(2, seed=0)\n"
-        "config = gan.profile('tiny', steps=30, batch_size=2)\n"
-        "folder = gan.Path(sys.argv[1])\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", head + code, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
+@pytest.fixture
+def script(quick_python):
+    "A function that starts a training in a process of its own"
+
+    def start(code, *args, **options):
+        head = (
+            "import sys, torch\n"
+            "torch.set_num_threads(1)\n"
+            "from hydramix_nb import gan\n"
+            "from hydramix_nb.data import load_images\n"
+            "train = load_images('photos').few_shot(2, seed=0)\n"
+            "config = gan.profile('tiny', steps=30, batch_size=2)\n"
+            "folder = gan.Path(sys.argv[1])\n"
+        )
+        return subprocess.Popen(
+            [*quick_python, "-c", head + code, *map(str, args)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    return start
 
 
 # interrupted
 
 
-def test_killed_and_resumed(train, tmp_path):
+def test_killed_and_resumed(train, tmp_path, script):
     alone = gan.fit(train, CONFIG, folder=tmp_path / "alone", progress=False)
     run = script(
         "gan.fit(train, config, folder=folder, checkpoint_minutes=0, progress=False)",
@@ -92,7 +97,7 @@ def test_killed_and_resumed(train, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are a thing of Unix")
-def test_full_disk(train, tmp_path):
+def test_full_disk(train, tmp_path, script):
     "A limit on file size stands for the full disk: what was there stays, nothing else is left"
     run = script(
         """
@@ -231,7 +236,7 @@ def test_tensorboard_where_installed(train, tmp_path):
     assert [e.step for e in log.Scalars("rec")] == [1, 2, 3]
 
 
-def test_silent_without_tensorboard(tmp_path):
+def test_silent_without_tensorboard(tmp_path, script):
     run = script(
         """
 class Block:

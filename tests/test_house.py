@@ -150,7 +150,7 @@ def test_errors_that_a_chapter_shows_are_raised():
 
 
 def test_importing_everything_leaves_heavy_modules_alone():
-    heavy = ["torch._dynamo", "torchvision", "scipy.stats"]
+    heavy = ["torch._dynamo", "torchvision", "scipy.stats", "diffusers", "transformers", "lightly"]
     program = "import sys, hydramix_nb.all; print([m for m in sys.argv[1:] if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program, *heavy], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -309,8 +308,7 @@ def test_images_of_one_folder_are_made_alike(tmp_path):
         generate(mixer, 1, tmp_path / "unknown", progress=False)
 
 
-def script(code, *args):
-    head = """
+HEAD = """
 import sys, torch
 torch.set_num_threads(1)
 from hydramix_nb.data import ImageSet
@@ -320,15 +318,24 @@ seeded = torch.Generator().manual_seed(0)
 images = torch.randint(256, (6, 3, 16, 16), generator=seeded, dtype=torch.uint8)
 mixer = MixUp(ImageSet(images, torch.arange(2).repeat_interleave(3), ["a", "b"]))
 """
-    return subprocess.Popen(
-        [sys.executable, "-c", head + code, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
-def test_killed_and_resumed(tmp_path):
+@pytest.fixture
+def script(quick_python):
+    "A function that starts work in a process of its own"
+
+    def start(code, *args):
+        return subprocess.Popen(
+            [*quick_python, "-c", HEAD + code, *map(str, args)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def test_killed_and_resumed(tmp_path, script):
     mixer, out = MixUp(noise()), tmp_path / "out"
     run = script("generate(mixer, 3000, sys.argv[1], batch_size=16, progress=False)", out)
     deadline = time.monotonic() + 900
@@ -368,7 +375,7 @@ def _with_both_classes(folder):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are a thing of Unix")
-def test_full_disk(tmp_path):
+def test_full_disk(tmp_path, script):
     run = script(
         """
 import resource, signal

@@ -469,14 +469,20 @@ def test_nobody_at_the_address(tmp_path):
 MAIN = "import sys; from hydramix_nb.tables import main; sys.exit(main())"
 
 
-def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", MAIN, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-    )
+@pytest.fixture
+def command(quick_python):
+    "The command in a process of its own"
+
+    def run(*arguments, **environment):
+        return subprocess.run(
+            [*quick_python, "-c", MAIN, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+
+    return run
 
 
 @pytest.fixture
@@ -509,7 +515,7 @@ TINY = [
 ]
 
 
-def test_the_command_makes_a_table(tmp_path, main, quick_kernels):
+def test_the_command_makes_a_table(tmp_path, main, command, quick_kernels):
     ask = [*TINY, "--methods", "Baseline,HydraMix", "--seeds", "0", "--out", str(tmp_path)]
     planned = main(*ask, "--dry_run")
     assert (
@@ -582,7 +588,7 @@ def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_status_1_if_a_run_fails(tmp_path, quick_kernels):
+def test_status_1_if_a_run_fails(tmp_path, command, quick_kernels):
     done = command(
         "table_1",
         "--profile",

@@ -244,16 +244,19 @@ def pages(site):
 def looks(pages, address, browser):
     """What each page looked like, by width and name
 
-    Some are opened. The others have the same frame: their article is put into an open page."""
+    Some are opened. The others have the same frame: their article is put into an open page. Pages
+    of modules, which are made by rule, are put into the narrow one."""
     files, opened = pages
     found = {}
     for name in [*sorted(opened), "10_masks.html", *sorted(files.keys() - opened)]:
-        browser.size(*WIDTHS["desk"])
         if name in opened or name == "10_masks.html":
+            browser.size(*WIDTHS["desk"])
             browser.open(address + name)
         else:
             assert not (error := browser.driver.execute_async_script(SHOW, address + name)), error
-        for width, size in WIDTHS.items():
+        by_rule = name.startswith(("api/", "_modules/")) and name not in opened
+        for width in ["phone"] if by_rule else WIDTHS:
+            size = WIDTHS[width]
             browser.size(*size)
             look = browser.driver.execute_async_script(LOOK, size[0])
             found[width, name] = SimpleNamespace(

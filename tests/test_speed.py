@@ -110,7 +110,7 @@ def test_chunks_from_free_memory(train, monkeypatch):
         gan.fit(train, TINY, progress=False)
 
 
-def test_estimate_covers_what_a_step_takes():
+def test_estimate_covers_what_a_step_takes(quick_python):
     "Peak memory of a process that takes a step, less that of one with a batch of one"
     code = """
 import sys, torch
@@ -127,7 +127,7 @@ print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
     peak = {
         b: int(
             subprocess.run(
-                [sys.executable, "-c", code, str(b)], capture_output=True, text=True, check=True
+                [*quick_python, "-c", code, str(b)], capture_output=True, text=True, check=True
             ).stdout
         )
         for b in (1, 9)
