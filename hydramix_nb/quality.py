@@ -33,7 +33,7 @@ _VERDICTS = "good", "doubtful", "bad"
 class _Finding:
     "One thing that was looked at"
 
-    what: str  # "reconstructions", "segments", "compositions" or "game"
+    what: str  # "segments", "reconstructions", "detail", "game" or "compositions"
     verdict: str  # one of `_VERDICTS`, or "unknown"
     figures: str  # what was measured, in words
     advice: str = ""  # setting that helps, in words; empty: none is needed
@@ -77,6 +77,42 @@ def _judge_reconstructions(error, matched, contrast, trained):
     if share > 0.8:
         figures += "; a plain surface in its mean colour has 100%"
     return _Finding("reconstructions", verdict, figures, advice)
+
+# %% ../nbs/24_quality.ipynb #25b00031
+def _detail(images):
+    "What a mean over 3×3 pixels takes out of images [B,C,S,S]"
+    return images - F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, 1)
+
+
+def _within(mask, size):
+    "1 where all neighbours in a mask [B,N,h,w] have the same owner, else 0, float [B,1,size,size]"
+    shares = F.avg_pool2d(F.pad(mask, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    alone = shares.amax(1, keepdim=True) > 0.999
+    return F.interpolate(alone.float(), size=(size, size))
+
+
+def _compare_detail(made, sources, mask):
+    "Correlation of the detail of compositions and of their images [B,N,C,S,S], relative strength"
+    size = made.shape[-1]
+    pasted = (sources * F.interpolate(mask, size=(size, size))[:, :, None]).sum(1)
+    ours, theirs = (_detail(x) * _within(mask, size) for x in (made, pasted))
+    norms = ours.norm().item(), theirs.norm().item()
+    if min(norms) < 1e-3:
+        return None, norms[0] / max(norms[1], 1e-3)
+    return (ours * theirs).sum().item() / (norms[0] * norms[1]), norms[0] / norms[1]
+
+
+def _judge_detail(correlation, strength):
+    "The finding from the correlation of two details and the strength of the compositions'"
+    if correlation is None:
+        return _Finding("detail", "unknown", "the images have none, or no owner has an area")
+    verdict = _verdict(-correlation, -0.35, -0.1)
+    figures = f"correlates {correlation:.2f} with the images', {strength:.1f} times as strong"
+    if verdict == "good":
+        return _Finding("detail", verdict, figures)
+    what = "too little of it" if strength < 0.7 else "some that the images do not have"
+    advice = f"detail: {what}; more steps, or gan.fit(…, start=gan.pretrained())"
+    return _Finding("detail", verdict, figures, advice)
 
 # %% ../nbs/24_quality.ipynb #25b00006
 def _n_segments(maps):
@@ -230,6 +266,7 @@ class _Examined:
         self.findings = [
             _judge_segments(maps, few.images, config, own is not None),
             _judge_reconstructions(*errors, contrast, trained),
+            _judge_detail(*_compare_detail(made, self.sources, self.mask)),
             _judge_game(trained),
             _judge_compositions(self.mask, train, config),
         ]
