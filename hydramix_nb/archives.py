@@ -60,8 +60,9 @@ class _Archive:
 
     def add(self, name, content):
         "Whether there was room for it"
-        packed = min(len(zlib.compress(content)) + 64, len(content))
-        kind = zipfile.ZIP_DEFLATED if packed < len(content) else zipfile.ZIP_STORED
+        packed, kind = len(content), zipfile.ZIP_STORED
+        if name.endswith(".json"):  # images and weights would not become smaller
+            packed, kind = len(zlib.compress(content)) + 64, zipfile.ZIP_DEFLATED
         needed = packed + 2 * len(name.encode()) + 150  # two headers with the name
         if needed > self.room:
             self.left += 1
