@@ -106,10 +106,9 @@ class _Canvas:
         if placed:
             points = points @ self.matrix.T + self.shift
         points = points * self.side
-        within = lambda x: min(max(x, 0), self.side)
         xs, ys = points.T.tolist()
-        left, top = (within(math.floor(min(v))) for v in (xs, ys))
-        right, bottom = (within(math.ceil(max(v)) + 1) for v in (xs, ys))
+        left, top = (math.floor(min(max(min(v), 0), self.side)) for v in (xs, ys))
+        right, bottom = (min(max(math.ceil(max(v)) + 1, 0), self.side) for v in (xs, ys))
         if right <= left or bottom <= top:
             return
         mask = Image.new("L", (right - left, bottom - top))
