@@ -28,14 +28,12 @@ def chain(
     *,
     per_class: int = 200,  # compositions of each class in the pool
     views: int | None = None,  # crops that are encoded once of each image; None: by their number
-    match_colors: bool = False,  # the colours of their images, for a generator of other images
     seed: int = 0,  # seed of the pool
     cache=None,  # folder for label maps
 ) -> Chain:  # images float [B,C,H,W] in −1…1 and labels to images and targets
     "Compositions, crop and flip, mixed labels: the batches of HydraMix+"
     views = default_views(len(train)) if views is None else views
-    options = dict(views=views, match_colors=match_colors, seed=seed, cache=cache)
-    mixer = HydraMix(trained, train, **options)
+    mixer = HydraMix(trained, train, views=views, seed=seed, cache=cache)
     return Chain(Chance(Pool(mixer, per_class, seed=seed), 0.5), crop_flip, MixUp(train))
 
 # %% ../nbs/33_hydramix_plus.ipynb #31c3d0f2
@@ -143,7 +141,7 @@ def _fit(
     "A `classifier.Result` of both trainings"
     learn, judge = settings
     trained = _generator(train, learn, steps[0], folder, cache, progress)
-    made = chain(trained, train, match_colors=not steps[0], seed=judge.seed, cache=cache)
+    made = chain(trained, train, seed=judge.seed, cache=cache)
     if progress:
         print(made)
     judge, place = replace(judge, steps=steps[1]), folder and folder / "classifier"
