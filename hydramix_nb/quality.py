@@ -94,11 +94,11 @@ def _within(mask, size):
 def _compare_detail(made, sources, mask):
     "Correlation of the detail of compositions and of their images [B,N,C,S,S], relative strength"
     size = made.shape[-1]
-    pasted = (sources * F.interpolate(mask, size=(size, size))[:, :, None]).sum(1)
+    pasted = Generator.mix(sources, F.interpolate(mask, size=(size, size)))
     ours, theirs = (_detail(x) * _within(mask, size) for x in (made, pasted))
     norms = ours.norm().item(), theirs.norm().item()
     if min(norms) < 1e-3:
-        return None, norms[0] / max(norms[1], 1e-3)
+        return None, None
     return (ours * theirs).sum().item() / (norms[0] * norms[1]), norms[0] / norms[1]
 
 

@@ -118,7 +118,7 @@ class _Canvas:
         if texture is not None:
             shade = 1 + contrast * _texture(self.rng, self.split, texture, inside.shape)
             color = color * shade[:, :, None]
-        np.copyto(part, color, where=inside[:, :, None], casting="same_kind")
+        np.copyto(part, color, where=inside[:, :, None])
 
     def image(self):
         "uint8 [3,size,size], under a light of its own"

@@ -56,6 +56,18 @@ def quick_python():
             process.kill()
 
 
+@pytest.fixture
+def start_python(quick_python):
+    "A function that starts code in a process of its own, whose output can be read"
+
+    def start(code, *arguments):
+        command = [*quick_python, "-c", code, *map(str, arguments)]
+        streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, text=True, **streams)
+
+    return start
+
+
 @pytest.fixture(scope="session")
 def forking_kernels(quick_python, tmp_path_factory):
     "A folder for JUPYTER_PATH, whose Python kernels are forked from one process: see forked.py"

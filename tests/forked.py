@@ -95,18 +95,18 @@ def run():
         if sys.argv[0] == "-c":
             sys.path.insert(0, "")
             exec(compile(sys.argv.pop(1), "<string>", "exec"), dict(__name__="__main__"))
-            sys.stdout.flush()
         else:
             from ipykernel import kernelapp
 
             sys.argv[:0] = ["ipykernel_launcher", "-f"]
             kernelapp.launch_new_instance()
     except SystemExit as e:
-        sys.stdout.flush()
-        return e.code or 0
+        return int(e.code or 0)
     except Exception:
         traceback.print_exc()
         return 1
+    finally:
+        sys.stdout.flush()
     return 0
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import asdict, replace
@@ -45,38 +44,24 @@ def checkpoint(folder):
     return files.read_tensors(folder / gan._CHECKPOINT, "checkpoint")
 
 
-@pytest.fixture
-def script(quick_python):
-    "A function that starts a training in a process of its own"
-
-    def start(code, *args, **options):
-        head = (
-            "import sys, torch\n"
-            "torch.set_num_threads(1)\n"
-            "from hydramix_nb import gan\n"
-            "from hydramix_nb.data import load_images\n"
-            "train = load_images('photos').few_shot(2, seed=0)\n"
-            "config = gan.profile('tiny', steps=30, batch_size=2)\n"
-            "folder = gan.Path(sys.argv[1])\n"
-        )
-        return subprocess.Popen(
-            [*quick_python, "-c", head + code, *map(str, args)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **options,
-        )
-
-    return start
+HEAD = """
+import sys, torch
+torch.set_num_threads(1)
+from hydramix_nb import gan
+from hydramix_nb.data import load_images
+train = load_images('photos').few_shot(2, seed=0)
+config = gan.profile('tiny', steps=30, batch_size=2)
+folder = gan.Path(sys.argv[1])
+"""
 
 
 # interrupted
 
 
-def test_killed_and_resumed(train, tmp_path, script):
+def test_killed_and_resumed(train, tmp_path, start_python):
     alone = gan.fit(train, CONFIG, folder=tmp_path / "alone", progress=False)
-    run = script(
-        "gan.fit(train, config, folder=folder, checkpoint_minutes=0, progress=False)",
+    run = start_python(
+        HEAD + "gan.fit(train, config, folder=folder, checkpoint_minutes=0, progress=False)",
         tmp_path / "killed",
     )
     killed, path = tmp_path / "killed", tmp_path / "killed" / gan._CHECKPOINT
@@ -97,10 +82,11 @@ def test_killed_and_resumed(train, tmp_path, script):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are a thing of Unix")
-def test_full_disk(train, tmp_path, script):
+def test_full_disk(train, tmp_path, start_python):
     "A limit on file size stands for the full disk: what was there stays, nothing else is left"
-    run = script(
-        """
+    run = start_python(
+        HEAD
+        + """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 step = gan.Training.step
@@ -236,9 +222,10 @@ def test_tensorboard_where_installed(train, tmp_path):
     assert [e.step for e in log.Scalars("rec")] == [1, 2, 3]
 
 
-def test_silent_without_tensorboard(tmp_path, script):
-    run = script(
-        """
+def test_silent_without_tensorboard(tmp_path, start_python):
+    run = start_python(
+        HEAD
+        + """
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "tensorboard": raise ModuleNotFoundError(name)

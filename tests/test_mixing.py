@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 
 import numpy as np
@@ -320,24 +319,10 @@ mixer = MixUp(ImageSet(images, torch.arange(2).repeat_interleave(3), ["a", "b"])
 """
 
 
-@pytest.fixture
-def script(quick_python):
-    "A function that starts work in a process of its own"
-
-    def start(code, *args):
-        return subprocess.Popen(
-            [*quick_python, "-c", HEAD + code, *map(str, args)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    return start
-
-
-def test_killed_and_resumed(tmp_path, script):
+def test_killed_and_resumed(tmp_path, start_python):
     mixer, out = MixUp(noise()), tmp_path / "out"
-    run = script("generate(mixer, 3000, sys.argv[1], batch_size=16, progress=False)", out)
+    code = "generate(mixer, 3000, sys.argv[1], batch_size=16, progress=False)"
+    run = start_python(HEAD + code, out)
     deadline = time.monotonic() + 900
     while (
         run.poll() is None
@@ -375,9 +360,10 @@ def _with_both_classes(folder):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file size limits are a thing of Unix")
-def test_full_disk(tmp_path, script):
-    run = script(
-        """
+def test_full_disk(tmp_path, start_python):
+    run = start_python(
+        HEAD
+        + """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
