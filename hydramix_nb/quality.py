@@ -71,7 +71,7 @@ def _judge_reconstructions(error, matched, contrast, trained):
         return _Finding("reconstructions", verdict, figures)
     if in_colors < min(0.5 * share, 0.35):
         figures += f", {in_colors:.0%} with their colours given back"
-        advice = "colours: nothing, as classifiers do not mind; for the eye, match_colors=True"
+        advice = "colours: match_colors=True for pictures; a classifier learns more without"
         return _Finding("reconstructions", "doubtful", figures, advice)
     advice = _more_training(trained.config, trained.history)
     if share > 0.8:

@@ -96,8 +96,10 @@ def pytest_collection_modifyitems(config, items):
             if mark in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
-    # notebooks take longest: they begin, so that no process waits for one of them at the end
-    items.sort(key=lambda item: "test_outputs.py" not in item.nodeid)
+    # the site, which one process builds and looks at, and notebooks take longest: they begin, so
+    # that no process waits for one of them at the end
+    long = ("test_site.py", "test_outputs.py")
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
     if not config.getoption("--slow"):
         skip("slow", "takes minutes: run with --slow")
     if any("cuda" in item.keywords for item in items):
