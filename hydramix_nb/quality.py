@@ -193,19 +193,24 @@ def _judge_game(trained):
     looks = [figures for figures in trained.history if "D_real" in figures]
     if not looks:
         return _Finding("game", "unknown", "its history has no verdicts")
-    last = looks[-1]
+    last, over = looks[-1], trained.game_over
     figures = f"verdicts {last['D_real']:.2f} on images, {last['D_fake']:.2f} on compositions"
-    if trained.game_over is None:
-        if len(looks) < 10:
-            return _Finding("game", "unknown", f"{figures}, after {last['step']} steps: too early")
+    if over is None and len(looks) < 10:
+        return _Finding("game", "unknown", f"{figures}, after {last['step']} steps: too early")
+    if over is None and last["D_real"] - last["D_fake"] < 0.9:
         return _Finding("game", "good", f"{figures}: it was open to the end")
-    figures += f": the discriminator has won, at step {trained.game_over:,} or before"
+    if over is None:
+        verdict = "doubtful"
+        figures += f": far apart, with {last['pull']:.0%} of the reconstruction's gradient"
+    else:
+        verdict = "bad"
+        figures += f": the discriminator has won, at step {over:,} or before"
     config = trained.config
     if config.adversarial != "hinge" or not config.diff_augment:
         settings = 'adversarial="hinge", diff_augment="color,translation,cutout"'
-        return _Finding("game", "bad", figures, f"game: {settings} (profile alive)")
+        return _Finding("game", verdict, figures, f"game: {settings} (profile alive)")
     weaker = max(1, config.discriminator_features // 2)
-    return _Finding("game", "bad", figures, f"game: discriminator_features={weaker}")
+    return _Finding("game", verdict, figures, f"game: discriminator_features={weaker}")
 
 # %% ../nbs/24_quality.ipynb #25b00012
 def _few_of_each(train, n=8):
