@@ -80,7 +80,7 @@ def tiny(path, known):
             if name in known
         }
     own = dict(
-        quickstart=dict(QUICKSTART, test_images=50),
+        quickstart=dict(QUICKSTART, test_images=50, workers=2),
         recipe=dict(seeds=[100, 101], judged=50),
         benchmark=dict(repetitions=1),
     )
