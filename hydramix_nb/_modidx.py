@@ -825,6 +825,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hydramix_nb/quality.py'),
                                      'hydramix_nb.quality._Report.save': ('quality.html#_report.save', 'hydramix_nb/quality.py'),
                                      'hydramix_nb.quality._Report.verdict': ('quality.html#_report.verdict', 'hydramix_nb/quality.py'),
+                                     'hydramix_nb.quality._apart': ('quality.html#_apart', 'hydramix_nb/quality.py'),
                                      'hydramix_nb.quality._better_segments': ('quality.html#_better_segments', 'hydramix_nb/quality.py'),
                                      'hydramix_nb.quality._compare_detail': ('quality.html#_compare_detail', 'hydramix_nb/quality.py'),
                                      'hydramix_nb.quality._compose': ('quality.html#_compose', 'hydramix_nb/quality.py'),

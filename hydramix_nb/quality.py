@@ -188,6 +188,11 @@ def _judge_compositions(mask, train, config):
     return _Finding("compositions", verdict, figures, advice)
 
 # %% ../nbs/24_quality.ipynb #25b00010
+def _apart(figures):
+    "Whether the verdicts of a look are 0.9 apart: the discriminator is sure of itself"
+    return figures.get("D_real", 0) - figures.get("D_fake", 0) >= 0.9
+
+
 def _judge_game(trained):
     "The finding from the history of a training"
     looks = [figures for figures in trained.history if "D_real" in figures]
@@ -195,16 +200,15 @@ def _judge_game(trained):
         return _Finding("game", "unknown", "its history has no verdicts")
     last, over = looks[-1], trained.game_over
     figures = f"verdicts {last['D_real']:.2f} on images, {last['D_fake']:.2f} on compositions"
-    if over is None and len(looks) < 10:
-        return _Finding("game", "unknown", f"{figures}, after {last['step']} steps: too early")
-    if over is None and last["D_real"] - last["D_fake"] < 0.9:
-        return _Finding("game", "good", f"{figures}: it was open to the end")
     if over is None:
-        verdict = "doubtful"
+        if len(looks) < 10:
+            return _Finding("game", "unknown", f"{figures}, after {last['step']} steps: too early")
+        if not _apart(last):
+            return _Finding("game", "good", f"{figures}: it was open to the end")
         figures += f": far apart, with {last['pull']:.0%} of the reconstruction's gradient"
     else:
-        verdict = "bad"
         figures += f": the discriminator has won, at step {over:,} or before"
+    verdict = "doubtful" if over is None else "bad"
     config = trained.config
     if config.adversarial != "hinge" or not config.diff_augment:
         settings = 'adversarial="hinge", diff_augment="color,translation,cutout"'

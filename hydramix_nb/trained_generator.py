@@ -22,7 +22,7 @@ from .files import read_tensors, write_tensors
 from .generator import Generator
 from .identity import _check_types
 from .losses import _ADVERSARIAL
-from .quality import _mask_colors, _Report, _rgb
+from .quality import _apart, _mask_colors, _Report, _rgb
 from .training import _CHECKPOINT, _from_profile
 
 # %% ../nbs/25_trained_generator.ipynb #5a13a422
@@ -134,8 +134,7 @@ def game_over(
 and a pull below a hundredth"
     since, looks = None, 0
     for figures in history:
-        apart = figures.get("D_real", 0) - figures.get("D_fake", 0)
-        if apart < 0.9 or figures["pull"] > 0.01:
+        if not _apart(figures) or figures["pull"] > 0.01:
             since, looks = None, 0
         else:
             since, looks = since or figures["step"], looks + 1

@@ -98,8 +98,8 @@ def pytest_collection_modifyitems(config, items):
 
     # the site, which one process builds and looks at, and notebooks take longest: they begin, so
     # that no process waits for one of them at the end
-    long = ("test_site.py", "test_outputs.py")
-    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
+    first = {"test_site.py": 0, "test_outputs.py": 1}
+    items.sort(key=lambda item: first.get(item.path.name, 2))
     if not config.getoption("--slow"):
         skip("slow", "takes minutes: run with --slow")
     if any("cuda" in item.keywords for item in items):
