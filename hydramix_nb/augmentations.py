@@ -39,6 +39,8 @@ class Cutout:
 
     size: int  # side of the square in pixels
 
+    recordable = True
+
     def __post_init__(self):
         if self.size < 1:
             raise ValueError(f"size={self.size}: one pixel or more")
@@ -79,6 +81,8 @@ class RandomErasing:
     aspect: float = 0.3  # smallest ratio of height to width; the largest is 1 / aspect
     attempts: int = 20  # rectangles drawn for each image
 
+    recordable = True
+
     def __post_init__(self):
         if not 0 <= self.p <= 1:
             raise ValueError(f"p={self.p}: from 0 to 1")
@@ -117,9 +121,14 @@ def cosine_loss(
         targets = F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     return 1 - F.cosine_similarity(outputs, targets).mean()
 
+
+cosine_loss.recordable = True
+
 # %% ../nbs/33_augmentations.ipynb #6074f2cc
 class CutMix(MixUp):
     "Paste a rectangle of another image and mix the labels by area (Yun et al. 2019)"
+
+    recordable = True
 
     def __init__(
         self,
@@ -148,11 +157,8 @@ class CutMix(MixUp):
         box = self._boxes(len(index), images.shape[-2:], images.device)
         return torch.where(box, images[:, 1], images[:, 0])
 
-    def augment(self, images, labels, p_gen=None):
+    def _mix_batch(self, images, labels):
         "Paste a rectangle of the shuffled batch, one for all; labels mix by the pixels replaced"
-        self.check_batch(images, labels, replaced=False)
-        if not self.flip_coin(p_gen):
-            return images, labels
         order = torch.randperm(len(labels), device=images.device)
         box = self._boxes(1, images.shape[-2:], images.device)
         share = box.to(images.dtype).mean()

@@ -22,12 +22,12 @@ from . import training
 from .chains import Chain, Chance, _mixes_labels
 from .data import ImageSet, crop_flip, load_images, to_float
 from .identity import _check_types, describe, _warn_of_reuse
-from .mixer import Mixer
 from .networks import network
 from hydramix_nb.speed import (
     Graph,
     _Compiled,
     check_memory,
+    _is_recordable,
     _keep_freed_memory,
     _saved_tensor_bytes,
     _mixed_precision,
@@ -93,6 +93,16 @@ _STL10 = dict(
 )
 
 # %% ../nbs/32_classifier.ipynb #69e6e1fd
+class _Mixed:
+    "A mixer whose coin has said yes"
+
+    def __init__(self, mixer):
+        self.mixer, self.mixes_labels = mixer, _mixes_labels(mixer)
+
+    def augment(self, images, targets):
+        return self.mixer._mix_batch(images, targets)
+
+
 @dataclass
 class Method:
     "What a row of the paper's tables changes in the training of a classifier"
@@ -119,15 +129,16 @@ class Method:
     def chain(
         self,
         augment: bool = True,  # whether real images are cropped and flipped
+        coin: bool | None = None,  # what the mixer's coin has said; None: the chain flips it
     ) -> Chain:  # images float [B,C,H,W] in −1…1 and labels to what the network is trained on
         "The links that make a batch, in their order"
         if isinstance(self.mixer, Chain):
             return self.mixer
         first = [self.policy, crop_flip if augment else None]
-        if self.mixer is None:
+        if self.mixer is None or coin is False:
             links = [*first, self.transform]
         else:
-            mixer = Chance(self.mixer, self.p_gen, per_sample=False)
+            mixer = _Mixed(self.mixer) if coin else Chance(self.mixer, self.p_gen, per_sample=False)
             last = [self.transform, mixer] if _mixes_labels(mixer) else [mixer, self.transform]
             links = [*first, *last]
         return Chain(*(link for link in links if link is not None))
@@ -192,23 +203,24 @@ def _batch(train, index, chain):
     return chain(to_float(train.images[index]), train.labels[index])
 
 # %% ../nbs/32_classifier.ipynb #4c78c641
-def _recordable(method):
+def _recordable(method, net):
     "Whether a step is all device work, apart from the mixer's coin"
-    mixer = method.mixer
-    known = mixer is None or (
-        isinstance(mixer, Mixer)
-        and not _mixes_labels(mixer)
-        and type(mixer).augment is Mixer.augment
-    )
-    plain = (method.policy, method.transform, method.network) == (None, None, None)
-    return known and plain and method.loss is F.cross_entropy
+    parts = [method.mixer, method.policy, method.transform]
+    parts += [method.loss] if method.loss is not F.cross_entropy else []
+    parts += [net] if method.network is not None else []
+    if not all(_is_recordable(part) for part in parts if part is not None):
+        return False
+    changed_anew = getattr(method.mixer, "policy", None) is not None
+    return not changed_anew or getattr(method.mixer, "views", None) is not None
 
 
 def _recorded(state):
-    "A recorded step for each side of the coin; its learning rates are tensors"
+    "A recorded step for each kind of batch; its learning rates are tensors"
     for group, rate in zip(state.optimizers["model"].param_groups, state.rates):
         group["lr"] = torch.tensor(rate, device=state.device)
-    return {side: Graph(partial(state.learn, generated=side)) for side in (False, True)}
+    real, mixed = (state.method.chain(state.config.augment, coin) for coin in (False, True))
+    chains = dict(clean=state.real, real=real, mixed=mixed)
+    return {kind: Graph(partial(state.learn, chain=chain)) for kind, chain in chains.items()}
 
 # %% ../nbs/32_classifier.ipynb #e63a0fc3
 class _Batches(training.Training):
@@ -218,12 +230,17 @@ class _Batches(training.Training):
         "Whether the rest of the training is on real images alone"
         return self.done >= self.steps - round(self.config.clean_share * self.steps)
 
-    def inputs(self, index, generated=None):
-        "Images and targets of a step; `generated` is the mixer's coin where it was flipped before"
-        if generated is None:
-            return _batch(self.train, index, self.real if self.clean() else self.chain)
-        images, labels = _batch(self.train, index, self.real)
-        return (self.method.mixer(labels) if generated else images), labels
+    def inputs(self, index, chain=None):
+        "Images and targets of a step; a chain is given where the mixer's coin was flipped before"
+        chain = chain or (self.real if self.clean() else self.chain)
+        return _batch(self.train, index, chain)
+
+    def kind(self) -> str:
+        "Flip the mixer's coin: whether the next batch is clean, real or mixed"
+        if self.clean():
+            return "clean"
+        mixer = self.method.mixer
+        return "mixed" if mixer is not None and mixer.flip_coin(self.method.p_gen) else "real"
 
     def _batches(self, most):
         "Batches of the last kind, for the statistics of batch-norm"
@@ -239,10 +256,10 @@ class _Batches(training.Training):
 class _Step(_Batches):
     "The work of a step, and the network that comes out"
 
-    def learn(self, index, generated=None):
+    def learn(self, index, chain=None):
         "Device work of a step on these images; nothing in it waits for a GPU"
         with _mixed_precision(self.speedups, self.device):
-            images, targets = self.inputs(index, generated)
+            images, targets = self.inputs(index, chain)
             loss = self.method.loss(self._forward(images), targets)
         self.update("model", loss)
         return dict(loss=loss.detach())
@@ -273,7 +290,7 @@ class Training(_Step):
         self.chain, self.real = method.chain(config.augment), Method().chain(config.augment)
         net = _network(train, method, config)
         self.model = self.networks["model"] = net.to(self.device).train()
-        self.speedups = prepare([net], fast, recorded=_recordable(method))
+        self.speedups = prepare([net], fast, recorded=_recordable(method, net))
         fast = _optimizer_options(self.device, config.lr) if self.speedups else {}
         self.optimizers["model"] = _sgd(net, config, dict(lr=config.lr) | fast)
         self.rates = [float(group["lr"]) for group in self.optimizers["model"].param_groups]
@@ -286,11 +303,8 @@ class Training(_Step):
         "One step; gives the loss before it, on the device"
         for group, rate in zip(self.optimizers["model"].param_groups, self.rates):
             _set_lr(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
-        index, mixer, learn = self.next_batch(), self.method.mixer, self.learn
-        if self._graphs:
-            composed = mixer is not None and not self.clean()
-            learn = self._graphs[composed and mixer.flip_coin(self.method.p_gen)]
-        losses = learn(index)
+        index = self.next_batch()
+        losses = self._graphs[self.kind()](index) if self._graphs else self.learn(index)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.done += 1

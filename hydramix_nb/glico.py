@@ -197,6 +197,8 @@ _PROFILES = dict(
 class GLICO(Mixer):
     "Generate images on the arc between two latents of a class"
 
+    recordable = True
+
     def __init__(
         self,
         train: ImageSet,  # the few images

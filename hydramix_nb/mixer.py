@@ -229,7 +229,11 @@ class _Batches(_Checks):
         self.check_batch(images, labels)
         if per_sample:
             return self._replace_some(images, labels, p_gen), labels
-        return (_like(self(labels), images), labels) if self.flip_coin(p_gen) else (images, labels)
+        return self._mix_batch(images, labels) if self.flip_coin(p_gen) else (images, labels)
+
+    def _mix_batch(self, images, labels):
+        "What becomes of a batch where the coin says yes"
+        return _like(self(labels), images), labels
 
     def _replace_some(self, images, labels, p_gen):
         "Images of which each is replaced with probability p_gen; coins are flipped on the CPU"

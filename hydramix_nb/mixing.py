@@ -63,6 +63,7 @@ class PixelMix(_Sources):
     "Pixels of N images put together under a mask, without a generator (4.6)"
 
     _settings, _derived = ("config",), ("_range", "images")
+    recordable = True
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class PixelMix(_Sources):
 class GridMix(PixelMix):
     "Two images on a grid (ChimeraMix+Grid without its generator)"
 
-    _settings = ("cells",)
+    _settings, recordable = ("cells",), True
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class GridMix(PixelMix):
 class SegMix(PixelMix):
     "Two images, a run of the second's segments shows the first (ChimeraMix+Seg, no generator)"
 
-    _settings = ()
+    _settings, recordable = (), True
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class SegMix(PixelMix):
 class NMix(PixelMix):
     "N images, each of their segments with probability 1/2 (HydraMix without its generator)"
 
-    _settings = ("n_images",)
+    _settings, recordable = ("n_images",), True
 
     def __init__(
         self,
@@ -203,6 +204,7 @@ class HydraMix(_Compositions):
 
     _settings = ("n_images", "views", "segment_noise", "reduce", "segment_size")
     _settings += ("seed", "match_colors")
+    recordable = True
     _derived = ("_range", "trained", "generator", "images", "features", "maps", "moments")
 
     def __init__(
@@ -246,6 +248,7 @@ class ChimeraMix(HydraMix):
     "The predecessor: two images, a generator trained with mixing='segments' or 'grid'"
 
     _settings = ("views", "segment_noise", "reduce", "segment_size", "seed", "match_colors")
+    recordable = True
 
     def __init__(
         self,
@@ -314,7 +317,7 @@ class Pool(Mixer):
     "Images of another mixer, made once and picked at random: fast, and not the paper's recipe"
 
     _settings = ("per_class", "batch_size", "seed")
-    _derived = ("_range", "images", "trained")
+    _derived, recordable = ("_range", "images", "trained"), True
 
     def __init__(
         self,
@@ -348,7 +351,7 @@ class Pool(Mixer):
 class MixUp(Mixer):
     "λ·a + (1−λ)·b with λ ~ Beta(α, α): of classes and labels in a batch, or within a class"
 
-    p_gen, mixes_labels, _settings = 1.0, True, ("alpha",)
+    p_gen, mixes_labels, recordable, _settings = 1.0, True, True, ("alpha",)
 
     def __init__(
         self,
@@ -364,7 +367,7 @@ class MixUp(Mixer):
     def weights(self, batch, device):
         "Weights [B,N] that sum to one: a Dirichlet, which for N = 2 is Beta"
         alphas = torch.full((batch, self.n_images), float(self.alpha), device=device)
-        return torch.distributions.Dirichlet(alphas).sample()
+        return torch.distributions.Dirichlet(alphas, validate_args=False).sample()
 
     def mix(self, index):
         images = crop_flip(to_float(self.train.images[index.flatten()])).unflatten(0, index.shape)
@@ -373,8 +376,9 @@ class MixUp(Mixer):
     def augment(self, images, labels, p_gen=None):
         "Mix the batch with shuffled copies of itself; one set of weights for the batch"
         self.check_batch(images, labels, replaced=False)
-        if not self.flip_coin(p_gen):
-            return images, labels
+        return self._mix_batch(images, labels) if self.flip_coin(p_gen) else (images, labels)
+
+    def _mix_batch(self, images, labels):
         device, n = images.device, len(labels)
         weights = self.weights(1, device)[0]
         targets = F.one_hot(labels, len(self.train.classes)).to(images.dtype)
@@ -388,7 +392,7 @@ class MixUp(Mixer):
 class MixUpN(MixUp):
     "MixUp of N images, weights from a Dirichlet (the paper's extension)"
 
-    _settings = ("n_images", "alpha")
+    _settings, recordable = ("n_images", "alpha"), True
 
     def __init__(
         self,

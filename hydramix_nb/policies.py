@@ -6,7 +6,7 @@
 __all__ = ['POLICIES', 'Policy']
 
 # %% ../nbs/29_policies.ipynb #00eda187
-from functools import lru_cache
+from functools import lru_cache, partial
 
 # %% ../nbs/29_policies.ipynb #fae846b2
 import torch
@@ -48,7 +48,7 @@ def _move(
     y = torch.linspace((1 - height) / 2, (height - 1) / 2, height, **draw)[:, None]
     x = torch.linspace((1 - width) / 2, (width - 1) / 2, width, **draw)
     points = torch.stack(torch.broadcast_tensors(x, y, torch.ones((), **draw)), -1).flatten(0, 1)
-    half = torch.tensor([width / 2, height / 2], **draw)
+    half = torch.stack([torch.full((), side / 2, **draw) for side in (width, height)])
     matrices = matrices.float().to(images.device).transpose(1, 2) / half
     grid = points.expand(len(images), -1, -1).bmm(matrices).view(-1, height, width, 2)
     moved = F.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
@@ -67,9 +67,8 @@ def _grey(images):
     "Grey versions [b,1,H,W] of float images 0…255, whole numbers"
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device).view(-1, 1, 1)
-    red, green, blue = (images * weights).unbind(1)
-    return (red + green + blue)[:, None].floor_()
+    red, green, blue = images.unbind(1)
+    return (red * 0.2989 + green * 0.587 + blue * 0.114)[:, None].floor_()
 
 
 def _brightness(images, m):
@@ -90,7 +89,7 @@ def _sharpness(images, m):
     if min(height, width) < 3:
         return images
     kernel = torch.full((3, 3), 1 / 13, device=images.device)
-    kernel[1, 1] = 5 / 13
+    kernel[1, 1].fill_(5 / 13)
     sharp = images.float()
     blurred = F.conv2d(sharp, kernel.expand(n_channels, 1, 3, 3), groups=n_channels).round_()
     inner, share = sharp[..., 1:-1, 1:-1], (1 - (1 + m)).float().to(images.device)
@@ -129,24 +128,39 @@ _COLORS = {
 _OPERATIONS = ("Identity", *_MOVES, *_COLORS)
 
 
+def _change(images, name, m):
+    "All images under the same operation, with strengths m, float64 [b]"
+    if name in _MOVES:
+        return _move(images, _matrices(name, m, *images.shape[-2:]))
+    return _COLORS[name](images, m)
+
+
 def _operate(
     images,  # images, uint8 [B,C,H,W]
-    operations,  # position of each image's operation in _OPERATIONS, int64 [B], on the CPU
-    magnitudes,  # strengths with their signs, float64 [B], on the CPU
+    operations,  # position of each image's operation in _OPERATIONS, int64 [B]
+    magnitudes,  # strengths with their signs, float64 [B]
 ):  # images, uint8 [B,C,H,W]
     "Change each image by its own operation; images of the same operation are computed together"
     out = images.clone()
     for position in operations.unique().tolist():
-        name = _OPERATIONS[position]
-        if name == "Identity":
-            continue
-        chosen = (operations == position).nonzero().flatten()
-        m, rows = magnitudes[chosen], chosen.to(images.device)
-        if name in _MOVES:
-            changed = _move(images[rows], _matrices(name, m, *images.shape[-2:]))
-        else:
-            changed = _COLORS[name](images[rows], m)
-        out[rows] = changed
+        if _OPERATIONS[position] != "Identity":
+            rows = (operations == position).nonzero().flatten()
+            out[rows] = _change(images[rows], _OPERATIONS[position], magnitudes[rows])
+    return out
+
+# %% ../nbs/29_policies.ipynb #29a11002
+def _operate_blindly(
+    images,  # images, uint8 [B,C,H,W]
+    operations,  # position of each image's operation in _OPERATIONS, int64 [B]
+    magnitudes,  # strengths with their signs, float64 [B]
+):  # images, uint8 [B,C,H,W]
+    "The same as `_operate`, without asking which image drew what"
+    out = images
+    for position, name in enumerate(_OPERATIONS):
+        if name != "Identity":
+            chosen = operations == position
+            changed = _change(images, name, magnitudes * chosen)
+            out = torch.where(chosen.view(-1, 1, 1, 1), changed, out)
     return out
 
 # %% ../nbs/29_policies.ipynb #f05f81f4
@@ -155,6 +169,7 @@ def _magnitudes(
     policy,  # name of the policy
     height,  # height of the images in pixels
     width,  # width of the images in pixels
+    device="cpu",  # device of both tables
 ):  # magnitudes, float64 [operations,bins]; whether the sign is drawn, bool [operations]
     "Strengths of every operation; rows in the order of _OPERATIONS"
     from torchvision.transforms import v2
@@ -174,12 +189,13 @@ def _magnitudes(
         largest |= dict(TranslateX=width / 8, TranslateY=height / 8)
         for name, limit in largest.items():
             table[_OPERATIONS.index(name)] = torch.linspace(0, limit, 10)
-    return table, signed
+    return table.to(device), signed.to(device)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _recipes(
     name,  # name of a policy of torchvision, "CIFAR10" or "IMAGENET"
+    device="cpu",  # device of the tables
 ):  # operations int64 [25,2], probabilities [25,2], bins int64 [25,2]
     "AutoAugment's 25 recipes"
     from torchvision.transforms import v2
@@ -188,7 +204,7 @@ def _recipes(
     operations = [[_OPERATIONS.index(step[0]) for step in row] for row in rows]
     probabilities = [[step[1] for step in row] for row in rows]
     bins = [[step[2] or 0 for step in row] for row in rows]
-    return torch.tensor(operations), torch.tensor(probabilities), torch.tensor(bins)
+    return [torch.tensor(table, device=device) for table in (operations, probabilities, bins)]
 
 # %% ../nbs/29_policies.ipynb #9c2798b0
 POLICIES = ("none", "AutoAugment", "TrivialAugment")
@@ -196,26 +212,43 @@ _KNOWN = ("AutoAugment", "TrivialAugment", "AutoAugment ImageNet", "RandAugment"
 
 
 class _Rounds:
-    "The random choices of a policy, drawn on the CPU"
+    "The random choices of a policy, and what becomes of images"
 
     def _draw(
         self,
         n,  # number of images
+        device="cpu",  # device on which they are drawn
     ):  # rounds, each operations int64 [n] and bins int64 [n]
         "Draw operations and strengths for n images"
         if self.name.startswith("AutoAugment"):
-            operations, probabilities, bins = _recipes(self.recipes)
-            row = torch.randint(len(operations), (n,))
-            used = torch.rand(n, 2) <= probabilities[row]
+            operations, probabilities, bins = _recipes(self.recipes, device)
+            row = torch.randint(len(operations), (n,), device=device)
+            used = torch.rand(n, 2, device=device) <= probabilities[row]
             return [(operations[row, i] * used[:, i], bins[row, i]) for i in range(2)]
         rounds, n_bins = (1, 31) if self.name == "TrivialAugment" else (2, 10)
         n_operations = _OPERATIONS.index("Invert")  # the last, which these two do without
-        draw = torch.randint
-        return [(draw(n_operations, (n,)), draw(n_bins, (n,))) for _ in range(rounds)]
+        draw = partial(torch.randint, size=(n,), device=device)
+        return [(draw(n_operations), draw(n_bins)) for _ in range(rounds)]
+
+    def _change(
+        self,
+        images,  # images, uint8 [B,C,H,W]
+    ):  # images, uint8 [B,C,H,W]
+        "Draw on the device of the images, and change each"
+        n, device = len(images), str(images.device)
+        operate = _operate if device == "cpu" else _operate_blindly
+        magnitudes, signed = _magnitudes(self.name, *images.shape[-2:], device)
+        for operations, bins in self._draw(n, device):
+            minus = signed[operations] & (torch.rand(n, device=device) <= 0.5)
+            strengths = magnitudes[operations, bins]
+            images = operate(images, operations, torch.where(minus, -strengths, strengths))
+        return images
 
 # %% ../nbs/29_policies.ipynb #1d8ed436
 class Policy(_Rounds):
     "AutoAugment (Cubuk et al. 2019), TrivialAugmentWide (Müller & Hutter 2021) and two others"
+
+    recordable = True
 
     def __init__(
         self,
@@ -235,11 +268,8 @@ class Policy(_Rounds):
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"a policy takes images [B,1 or 3,H,W], got {list(images.shape)}")
         pixels = to_uint8(images) if images.is_floating_point() else images
-        magnitudes, signed = _magnitudes(self.name, *images.shape[-2:])
-        for operations, bins in self._draw(len(images)):
-            minus = signed[operations] & (torch.rand(len(images)) <= 0.5)
-            strengths = magnitudes[operations, bins]
-            pixels = _operate(pixels, operations, torch.where(minus, -strengths, strengths))
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = self._change(pixels)
         return _like(to_float(pixels) if images.is_floating_point() else pixels, images)
 
     def __repr__(self):

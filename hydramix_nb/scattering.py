@@ -117,6 +117,8 @@ def _averages(
 class Scattering(nn.Module):
     "Parametric scattering network: learned wavelets and a linear layer (Gauthier et al. 2021)"
 
+    recordable = True
+
     def __init__(
         self,
         size: int,  # side of the images in pixels, a multiple of 4

@@ -58,6 +58,15 @@ class Graph:
         with torch.cuda.graph(self.graph):
             self.outputs = {k: v.detach() for k, v in self.function(*self.inputs).items()}
 
+# %% ../nbs/06_speed.ipynb #5c01aa02
+def _is_recordable(
+    part,  # mixer, policy, transform, loss or network of a step
+) -> bool:  # whether a step with it can be a `Graph`
+    "Whether a part, or its very class, says that it is work of the device alone"
+    return any(
+        vars(x).get("recordable", False) for x in (part, type(part)) if hasattr(x, "__dict__")
+    )
+
 # %% ../nbs/06_speed.ipynb #ba5469af
 def _set_lr(
     group: dict,  # one of an optimiser's param_groups

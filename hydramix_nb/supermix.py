@@ -164,6 +164,8 @@ def _settings(profile, size):
 class SuperMix(Mixer):
     "Draw from a pool of images mixed under the supervision of a teacher"
 
+    recordable = True
+
     def __init__(
         self,
         train: ImageSet,  # the few images; the teacher learns from them alone
@@ -201,7 +203,8 @@ class SuperMix(Mixer):
     def augment(self, images, labels, p_gen=None):
         "With probability p_gen a batch of mixed images and labels"
         self.check_batch(images, labels)
-        if not self.flip_coin(p_gen):
-            return images, labels
+        return self._mix_batch(images, labels) if self.flip_coin(p_gen) else (images, labels)
+
+    def _mix_batch(self, images, labels):
         made, targets = self._draw(labels)
         return _like(self._range.apply(made), images), targets.to(images.dtype)

@@ -8,12 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from hydramix_nb import classifier, composing, gan, speed
+from hydramix_nb import baselines, classifier, composing, gan, policies, speed
+from hydramix_nb.augmentations import CutMix, RandomErasing, cosine_loss
+from hydramix_nb.chains import Chain
 from hydramix_nb.data import load_images
 from hydramix_nb.fast_generator import make_fast
 from hydramix_nb.generator import Generator, ResidualBlock
-from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
+from hydramix_nb.mixing import HydraMix, NMix, Pool
+from hydramix_nb.policies import Policy
 from hydramix_nb.training import _resume, _save, seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -255,21 +261,119 @@ def test_classifier_step_on_cpu(train, test, kind):
 
 
 def test_what_can_be_recorded(train):
-    Method = classifier.Method
+    Method, policy = classifier.Method, Policy("TrivialAugment")
 
     class Own(NMix):
         def augment(self, images, labels, p_gen=None):
             return images, labels
 
-    assert classifier._recordable(Method()) and classifier._recordable(Method(mixer=NMix(train)))
+    hydramix = HydraMix(gan.pretrained(), train[:4], views=1, policy=policy)
     for method in (
-        Method(mixer=MixUp(train)),
+        Method(),
+        Method(mixer=hydramix, policy=policy),
+        Method(mixer=CutMix(train), policy=policy),
+        Method(transform=RandomErasing(), loss=cosine_loss),
+    ):
+        assert classifier._recordable(method, None)
+    for method in (
         Method(mixer=Own(train)),
+        Method(mixer=Chain(NMix(train))),
+        Method(mixer=NMix(train, policy=policy)),
         Method(transform=lambda x: x),
         Method(loss=lambda a, b: a.sum()),
         Method(network=lambda c, n: None),
     ):
-        assert not classifier._recordable(method)
+        assert not classifier._recordable(method, torch.nn.Linear(1, 1))
+
+
+class Recording(TorchDispatchMode):
+    "Refuses copies from the CPU, which a CUDA graph cannot record"
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        made = {x.device.type for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
+        copies = function in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+        if "cuda" in made and any(x.device.type == "cpu" and (x.ndim or copies) for x in tensors):
+            raise RuntimeError(f"{function} copies from the CPU")
+        return out
+
+
+def pretend(x):
+    "The same, in place, with all tensors on a pretended GPU: shapes without contents"
+    if isinstance(x, torch.nn.Parameter):
+        return torch.nn.Parameter(x.detach().to("cuda"))
+    if isinstance(x, torch.Tensor):
+        return x.to("cuda")
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(pretend, x))
+    if isinstance(x, dict):
+        x.update({k: pretend(v) for k, v in x.items()})
+    elif type(x).__module__.startswith(("hydramix_nb.", "torch.nn.")) and hasattr(x, "__dict__"):
+        pretend(vars(x))
+    return x
+
+
+VIEWS = dict(views=2)
+RECORDED = {
+    "Baseline": {},
+    "Cutout": {},
+    "Random Erasing": {},
+    "Cosine": {},
+    "MixUp": {},
+    "MixUpN": {},
+    "CutMix": {},
+    "Scattering": {},
+    "GLICO": {},
+    "SuperMix": {},
+    "GridMix": {},
+    "SegMix": {},
+    "NMix": {},
+    "HydraMix": {},
+    "HydraMix, views": VIEWS,
+    "HydraMix, AutoAugment": VIEWS | dict(auto_augment="AutoAugment"),
+    "AutoAugment": {},
+    "TrivialAugment": {},
+}
+
+
+def recorded_method(name, train):
+    "A method of the tables, with the shipped generator, in a size for tests"
+    options = dict(trained=gan.pretrained(), profile="tiny", progress=False)
+    return baselines.build(name.split(",")[0], train, **options, **RECORDED[name])
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_batches_neither_wait_nor_copy(name, train, monkeypatch):
+    "On tensors without contents, which cannot be waited for, pretended to be on a GPU"
+    monkeypatch.setattr(torch, "_sample_dirichlet", torch.rand_like)  # it cannot be pretended
+    few, method = train, recorded_method(name, train)
+    net, index = torch.nn.Identity(), torch.zeros(6, dtype=torch.long)
+    if method.network is not None:
+        net = method.network(3, len(few.classes))
+    assert classifier._recordable(method, net)
+    chains = [method.chain(coin=coin) for coin in (False, True)]
+    for chain in chains:
+        classifier._batch(few, index, chain)  # fills tables, as the first steps of a training do
+    copied = copy.deepcopy([few, net, chains, index])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        few, net, chains, index = pretend(copied)
+        for chain in chains:
+            classifier._batch(few, index, chain)
+            with Recording():
+                images, targets = classifier._batch(few, index, chain)
+                method.loss(torch.rand(6, len(few.classes), device="cuda"), targets)
+                net(images)
+            assert images.device.type == "cuda" and images.shape == (6, *train.images.shape[1:])
+    policies._magnitudes.cache_clear()
+    policies._recipes.cache_clear()
+
+
+def test_pretended_recording_notices():
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        torch.rand(3, device="cuda").sum().item()
+    with FakeTensorMode(), Recording(), pytest.raises(RuntimeError, match="copies from the CPU"):
+        torch.rand(3).to("cuda")
 
 
 def test_classifier_too_large_for_memory(train, test, monkeypatch):
@@ -350,19 +454,17 @@ def test_generator_step_in_bfloat16(train):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("kind", ["baseline", "NMix", "HydraMix"])
-def test_recorded_classifier_step(train, test, kind):
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_classifier_step(name, train, test):
     train, test = train.to("cuda"), test.to("cuda")
-    mixer = (
-        None
-        if kind == "baseline"
-        else NMix(train)
-        if kind == "NMix"
-        else HydraMix(gan.fit(train, WIDE, progress=False), train)
+    method, config = recorded_method(name, train), classifier.profile("tiny", steps=12)
+    recorded, launched = (
+        classifier.Training(train, replace(method), config, test) for _ in range(2)
     )
-    recorded, launched = (classifier_training(train, test, mixer) for _ in range(2))
     for t in (recorded, launched):
+        assert "recorded step" in t.speedups
         t.speedups = [x for x in t.speedups if x != "bfloat16"]
+    launched.model.load_state_dict(recorded.model.state_dict())
     launched._graphs = None
     close(losses(recorded, 12), losses(launched, 12), 1e-4)
 
