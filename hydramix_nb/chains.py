@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 # %% ../nbs/31_chains.ipynb #83fef768
 from .data import ImageSet
-from .mixer import Mixer, _check_labels, _like
+from .mixer import Mixer, _check_labels, _like, _replace_where
+from .speed import _is_recordable
 
 # %% ../nbs/31_chains.ipynb #c1715c04
 def _name(link):
@@ -65,17 +66,20 @@ class Chance:
         targets: torch.Tensor,  # labels int64 [B], or mixed ones, float [B,classes]
         p_gen: float | None = None,  # another probability
     ) -> tuple:  # images, targets
-        "Flip the coins, on the CPU, and apply the link where they say so"
+        "Flip the coins, that of a batch on the CPU, and apply the link where they say so"
         p = self.p if p_gen is None else p_gen
         if hasattr(self.link, "augment"):
             options = dict(per_sample=True) if self.per_sample else {}
             return self.link.augment(images, targets, p, **options)
-        coins = torch.rand(len(images) if self.per_sample else 1) < p
-        rows = coins.expand(len(images)).nonzero().flatten().to(images.device)
-        if len(rows) == 0:
-            return images, targets
-        changed = self.link(images[rows])
-        return images.index_copy(0, rows, changed.to(images.dtype)), targets
+        if not self.per_sample:
+            return (self.link(images) if torch.rand(1) < p else images), targets
+        coins = torch.rand(len(images), device=images.device) < p
+        return _replace_where(coins, images, lambda rows: self.link(images[rows])), targets
+
+    @property
+    def recordable(self):
+        "Whether a GPU's recording can hold it: coins of single images are flipped there"
+        return self.per_sample and _is_recordable(self.link)
 
     def __repr__(self):
         p = getattr(self.link, "p_gen", None) if self.p is None else self.p
@@ -128,7 +132,7 @@ def _check_mixed(targets, n):
 class SmoothLabels:
     "Targets of which a share is spread over all classes (Szegedy et al. 2016)"
 
-    takes_targets = True
+    takes_targets = recordable = True
 
     def __init__(
         self,
@@ -172,11 +176,17 @@ def _check_order(links):
             raise ValueError(f"{_name(link)} needs labels, but {_name(mixed)} has mixed them")
         mixed = link if _mixes_labels(link) else mixed
 
+
+def _can_be_recorded(link):
+    "Whether a GPU's recording can hold a link: work of the device, and no coin of a batch"
+    return _is_recordable(link) and getattr(link, "p_gen", 1.0) == 1.0
+
 # %% ../nbs/31_chains.ipynb #096d1f37
 class Chain:
     "Links one after the other: changes of images, and mixers with augment(images, targets)"
 
     mixes_labels = False  # a chain is a whole batch, see `classifier.Method`
+    recordable = property(lambda self: all(map(_can_be_recorded, self.links)))
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ _STL10 = dict(
     network="resnet50", batch_size=16, samples_per_epoch=120, lr=7.4e-3, weight_decay=4.1e-4
 )
 
-# %% ../nbs/32_classifier.ipynb #69e6e1fd
+# %% ../nbs/32_classifier.ipynb #69e6e1fc
 class _Mixed:
     "A mixer whose coin has said yes"
 
@@ -102,7 +102,7 @@ class _Mixed:
     def augment(self, images, targets):
         return self.mixer._mix_batch(images, targets)
 
-
+# %% ../nbs/32_classifier.ipynb #69e6e1fd
 @dataclass
 class Method:
     "What a row of the paper's tables changes in the training of a classifier"
@@ -237,10 +237,12 @@ class _Batches(training.Training):
 
     def kind(self) -> str:
         "Flip the mixer's coin: whether the next batch is clean, real or mixed"
+        mixer = self.method.mixer
         if self.clean():
             return "clean"
-        mixer = self.method.mixer
-        return "mixed" if mixer is not None and mixer.flip_coin(self.method.p_gen) else "real"
+        if mixer is None or isinstance(mixer, Chain):
+            return "real"
+        return "mixed" if mixer.flip_coin(self.method.p_gen) else "real"
 
     def _batches(self, most):
         "Batches of the last kind, for the statistics of batch-norm"

@@ -388,6 +388,9 @@ def crop_flip(
         return moved
     return moved, segments.flatten(1).gather(1, source).view(b, h, w)
 
+
+crop_flip.recordable = True  # see 06_speed
+
 # %% ../nbs/03_data.ipynb #4dce3916
 _DRAWN = dict(  # sets that need no files: functions of split and size
     photos=lambda split, size: photos(split, size or 32),

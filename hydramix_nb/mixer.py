@@ -156,6 +156,17 @@ def _like(made, batch):
     same = (made.dtype, made.device, made.stride()) == (batch.dtype, batch.device, batch.stride())
     return made if same else torch.empty_like(batch).copy_(made)
 
+
+def _replace_where(coins, images, make):
+    "Images that make(rows) replaces where coins say so; a GPU makes all, as nobody asks how many"
+    if images.device.type == "cpu":
+        rows = coins.nonzero().flatten()
+        if len(rows) == 0:
+            return images
+        return _like(images.index_copy(0, rows, make(rows).to(images)), images)
+    made = make(torch.arange(len(images), device=images.device)).to(images)
+    return _like(torch.where(coins[:, None, None, None], made, images), images)
+
 # %% ../nbs/28_mixer.ipynb #b4b778b1
 def _check_labels(labels, n):
     "TypeError or ValueError for labels that are none of n classes"
@@ -236,13 +247,10 @@ class _Batches(_Checks):
         return _like(self(labels), images), labels
 
     def _replace_some(self, images, labels, p_gen):
-        "Images of which each is replaced with probability p_gen; coins are flipped on the CPU"
-        coins = torch.rand(len(labels)) < (self.p_gen if p_gen is None else p_gen)
-        rows = coins.nonzero().flatten().to(images.device)
-        if len(rows) == 0:
-            return images
-        made = self(labels[rows.to(labels.device)]).to(images)
-        return _like(images.index_copy(0, rows, made), images)
+        "Images of which each is replaced with probability p_gen"
+        p_gen, device = self.p_gen if p_gen is None else p_gen, images.device
+        coins = torch.rand(len(labels), device=device) < p_gen
+        return _replace_where(coins, images, lambda rows: self(labels[rows.to(labels.device)]))
 
 # %% ../nbs/28_mixer.ipynb #b8dbe186
 class Mixer(_Kept, _Batches):

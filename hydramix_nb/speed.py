@@ -63,9 +63,8 @@ def _is_recordable(
     part,  # mixer, policy, transform, loss or network of a step
 ) -> bool:  # whether a step with it can be a `Graph`
     "Whether a part, or its very class, says that it is work of the device alone"
-    return any(
-        vars(x).get("recordable", False) for x in (part, type(part)) if hasattr(x, "__dict__")
-    )
+    says = any("recordable" in vars(x) for x in (part, type(part)) if hasattr(x, "__dict__"))
+    return says and bool(part.recordable)
 
 # %% ../nbs/06_speed.ipynb #ba5469af
 def _set_lr(

@@ -198,12 +198,8 @@ class SuperMix(Mixer):
         return to_float(self.pool.images[index]), self.targets[index]
 
     def make(self, labels):
+        "Mixed images without their mixed labels, for a coin of each image"
         return self._draw(labels)[0]
-
-    def augment(self, images, labels, p_gen=None):
-        "With probability p_gen a batch of mixed images and labels"
-        self.check_batch(images, labels)
-        return self._mix_batch(images, labels) if self.flip_coin(p_gen) else (images, labels)
 
     def _mix_batch(self, images, labels):
         made, targets = self._draw(labels)

@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from hydramix_nb import baselines, classifier, composing, gan, policies, speed
 from hydramix_nb.augmentations import CutMix, RandomErasing, cosine_loss
-from hydramix_nb.chains import Chain
-from hydramix_nb.data import load_images
+from hydramix_nb.chains import Chain, Chance, OneOf
+from hydramix_nb.data import crop_flip, load_images
 from hydramix_nb.fast_generator import make_fast
 from hydramix_nb.generator import Generator, ResidualBlock
-from hydramix_nb.mixing import HydraMix, NMix, Pool
+from hydramix_nb.mixer import Mixer
+from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
 from hydramix_nb.policies import Policy
 from hydramix_nb.training import _resume, _save, seeded
 
@@ -123,7 +124,7 @@ def test_estimate_covers_what_a_step_takes():
 import sys, torch
 torch.set_num_threads(1)
 from hydramix_nb import gan
-from hydramix_nb.data import load_images
+from hydramix_nb.data import crop_flip, load_images
 config = gan.Config(features=16, batch_size=int(sys.argv[1]), discriminator_features=16)
 gan.Training(load_images("photos").few_shot(2, 0), config).step()
 print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))
@@ -273,11 +274,14 @@ def test_what_can_be_recorded(train):
         Method(mixer=hydramix, policy=policy),
         Method(mixer=CutMix(train), policy=policy),
         Method(transform=RandomErasing(), loss=cosine_loss),
+        Method(mixer=Chain(policy, Chance(NMix(train), 0.5), crop_flip, MixUp(train))),
     ):
         assert classifier._recordable(method, None)
     for method in (
         Method(mixer=Own(train)),
         Method(mixer=Chain(NMix(train))),
+        Method(mixer=Chain(Chance(MixUp(train), 0.5))),
+        Method(mixer=Chain(OneOf(MixUp(train), CutMix(train)))),
         Method(mixer=NMix(train, policy=policy)),
         Method(transform=lambda x: x),
         Method(loss=lambda a, b: a.sum()),
@@ -332,6 +336,7 @@ RECORDED = {
     "HydraMix": {},
     "HydraMix, views": VIEWS,
     "HydraMix, AutoAugment": VIEWS | dict(auto_augment="AutoAugment"),
+    "HydraMix+": VIEWS | dict(per_class=2),
     "AutoAugment": {},
     "TrivialAugment": {},
 }
@@ -343,10 +348,17 @@ def recorded_method(name, train):
     return baselines.build(name.split(",")[0], train, **options, **RECORDED[name])
 
 
+def certain(mixer, p_gen=None):
+    "A coin within a recording, which would freeze it; harmless where there is only one outcome"
+    assert (mixer.p_gen if p_gen is None else p_gen) == 1
+    return True
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_batches_neither_wait_nor_copy(name, train, monkeypatch):
     "On tensors without contents, which cannot be waited for, pretended to be on a GPU"
     monkeypatch.setattr(torch, "_sample_dirichlet", torch.rand_like)  # it cannot be pretended
+    monkeypatch.setattr(Mixer, "flip_coin", certain)
     few, method = train, recorded_method(name, train)
     net, index = torch.nn.Identity(), torch.zeros(6, dtype=torch.long)
     if method.network is not None:
@@ -386,9 +398,11 @@ def test_judged_in_bfloat16_as_in_float32(train):
     "The code that a GPU runs, on the CPU"
     test = load_images("toys", "test")[:1000]
     few = load_images("toys").few_shot(5, 0)
-    training = classifier.Training(few, classifier.Method(), classifier.profile("tiny"), test)
-    for _ in range(4):
-        training.step()
+    config = classifier.profile("tiny", steps=30)
+    with seeded(1):
+        training = classifier.Training(few, classifier.Method(), config, test)
+        for _ in range(30):
+            training.step()
     exact = training.measure()["accuracy"]
     training.speedups = [*training.speedups, "bfloat16"]
     assert training.measure()["accuracy"] == pytest.approx(exact, abs=0.1)
