@@ -24,6 +24,8 @@ def _results_in_folder(out):
     "Small files that say what came of the finished runs"
     found = []
     for result in sorted(out.glob("*/*/result.json")):
+        if result.parts[-3] == "generators":
+            continue  # what DiffuseMix notes of its images
         names = ("params.json", "data.json", "code.json")
         found += [result, *map(result.with_name, names)]
     return [

@@ -6,6 +6,8 @@
 __all__ = ['Chance', 'OneOf', 'SmoothLabels', 'Chain']
 
 # %% ../nbs/31_chains.ipynb #b92c586f
+import inspect
+
 import torch
 import torch.nn.functional as F
 
@@ -41,6 +43,14 @@ def _look(link, images, targets):
     if isinstance(link, Mixer):
         link.check_batch(images, targets, replaced=not _mixes_labels(link))
 
+# %% ../nbs/31_chains.ipynb #98804361
+def _flips_coins(link):
+    "Whether a link flips the coin of a probability that it is given, as a mixer does"
+    if isinstance(link, Mixer):
+        return True
+    takes = hasattr(link, "augment") and "p_gen" in inspect.signature(link.augment).parameters
+    return takes and not isinstance(link, Chance) and not hasattr(link, "links")
+
 # %% ../nbs/31_chains.ipynb #98804362
 class Chance:
     "A link with a probability, of each image by itself or of the batch"
@@ -51,14 +61,15 @@ class Chance:
         p: float | None,  # probability, 0…1; None: the mixer's own
         per_sample: bool | None = None,  # a coin an image; None: unless the link mixes labels
     ):
-        if p is None and not hasattr(link, "augment"):
+        if p is None and not _flips_coins(link):
             raise ValueError(f"{_name(link)} has no probability of its own: give one")
         if p is not None and not 0 <= p <= 1:
             raise ValueError(f"p={p}: a probability, 0…1")
-        if per_sample and _mixes_labels(link):
-            raise ValueError(f"{_name(link)} mixes the images of a batch: per_sample=False")
+        whole = _mixes_labels(link) or (hasattr(link, "augment") and not isinstance(link, Mixer))
+        if per_sample and whole:
+            raise ValueError(f"{_name(link)} works on whole batches: per_sample=False")
         self.link, self.p, self.mixes_labels = link, p, _mixes_labels(link)
-        self.per_sample = not self.mixes_labels if per_sample is None else per_sample
+        self.per_sample = not whole if per_sample is None else per_sample
 
     def augment(
         self,
@@ -68,11 +79,11 @@ class Chance:
     ) -> tuple:  # images, targets
         "Flip the coins, that of a batch on the CPU, and apply the link where they say so"
         p = self.p if p_gen is None else p_gen
-        if hasattr(self.link, "augment"):
+        if _flips_coins(self.link):
             options = dict(per_sample=True) if self.per_sample else {}
             return self.link.augment(images, targets, p, **options)
         if not self.per_sample:
-            return (self.link(images) if torch.rand(1) < p else images), targets
+            return _apply(self.link, images, targets) if torch.rand(1) < p else (images, targets)
         coins = torch.rand(len(images), device=images.device) < p
         return _replace_where(coins, images, lambda rows: self.link(images[rows])), targets
 
@@ -94,6 +105,8 @@ class OneOf:
         *links,  # mixers, or changes of images
         p: tuple | None = None,  # probability of each; what is missing to 1: none. None: equal
     ):
+        if not links:
+            raise ValueError("OneOf without links: there is nothing to draw from")
         p = tuple(p) if p is not None else (1 / len(links),) * len(links)
         if len(p) != len(links) or min(p) < 0 or sum(p) > 1 + 1e-6:
             raise ValueError(f"p={p}: a probability for each of {len(links)} links, 1 in all")

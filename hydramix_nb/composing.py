@@ -6,6 +6,7 @@
 __all__ = ['Config', 'for_size', 'resize', 'label_maps', 'mixing_mask', 'composition_inputs', 'color_moments', 'match_colors']
 
 # %% ../nbs/12_composing.ipynb #1a1fd095
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +81,20 @@ def resize(
     else:
         x = F.interpolate(x, size=shape, mode="bilinear", align_corners=True)
     return x if images.is_floating_point() else x.round().to(images.dtype)
+
+
+def _resize_for_generator(
+    images: torch.Tensor,  # images, uint8 [n,C,H,W]
+    size: int,  # side in pixels
+) -> torch.Tensor:  # images, uint8 [n,C,size,size]
+    "The way in; a warning where it leaves out so many pixels that fine detail turns into noise"
+    if images.shape[-1] > 2 * size:
+        warnings.warn(
+            f"images of {images.shape[-1]} pixels a side are made smaller than half, to {size}, "
+            f"without averaging: load them with load_images(…, size={size})",
+            stacklevel=4,
+        )
+    return resize(images, size)
 
 # %% ../nbs/12_composing.ipynb #12c0de01
 def _check_square(images):

@@ -474,7 +474,7 @@ def load_images(
     if isinstance(name, str):
         data = _load_named(name, split, root, download, size, few)
     else:
-        is_set = hasattr(name, "images") and hasattr(name, "labels")
+        is_set = all(torch.is_tensor(getattr(name, a, None)) for a in ("images", "labels"))
         data = name if is_set else ImageSet(*_read_dataset(name, size))
         data = data.few_shot(*few) if few else data
     if size is None or data.images.shape[-2:] == (size, size):

@@ -13,10 +13,20 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/02_files.ipynb #8e02e0d3
+def _sync(path):
+    "Let the system write a file out, so that its name never stands for less"
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def atomic_write(
     path,  # file to write; its folder is made
@@ -24,9 +34,10 @@ def atomic_write(
     "Write beside `path`, then move the file to `path`; after an error nothing is left"
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         yield partial
+        _sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

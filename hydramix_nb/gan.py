@@ -16,7 +16,12 @@ import torch
 
 # %% ../nbs/26_gan.ipynb #68957dcf
 from . import training
-from .composing import _check_square, composition_inputs, label_maps, resize
+from hydramix_nb.composing import (
+    _check_square,
+    _resize_for_generator,
+    composition_inputs,
+    label_maps,
+)
 from .data import ImageSet, _image_grid, load_images
 from .diff_augment import diff_augment
 from .discriminator import Discriminator
@@ -324,7 +329,7 @@ class _Ended(_Watched):
     def _report(self, trained, folder):
         "Write a report, or a warning where it cannot be drawn"
         try:
-            _Report(trained, self.train, self.segments).save(folder)
+            _Report(trained, self.train, cache=self.cache).save(folder)
         except Exception as e:
             warnings.warn(f"the training is done, its report is not: {e!r}", stacklevel=2)
 
@@ -343,8 +348,9 @@ class Training(_Ended):
     ):
         super().__init__(train, config)
         channels = train.images.shape[1]
+        self.cache = cache
         self.chunks = chunks or _chunks(train, config)
-        self.images = resize(train.images, config.image_size)
+        self.images = _resize_for_generator(train.images, config.image_size)
         self.segments, self.n_segments = label_maps(self.images, config, cache, train.segments)
         self.generator = _generator(channels, config).to(self.device)
         self.discriminator = _discriminator(channels, config).to(self.device)

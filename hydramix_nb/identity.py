@@ -313,6 +313,9 @@ def _check_types(config):
     "ValueError for a setting, a field of a dataclass, whose value is not of the stated type"
     for field in fields(config):
         value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
+        if isinstance(value, np.generic):  # numpy's numbers are no text in JSON
+            value = value.item()
+            object.__setattr__(config, field.name, value)
         if not any(_fits(value, kind) for kind in kinds):
             names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in kinds)
             raise ValueError(f"{field.name}={value!r}: {names} is needed")

@@ -21,7 +21,7 @@ from .files import _read_header
 from .generator import Generator, _check_channels
 from .identity import describe
 from .masks import downsample
-from .mixer import Mixer, _like, _on
+from .mixer import Mixer, _images_of, _like, _on
 from .policies import Policy
 from .speed import free_memory
 from .training import seeded
@@ -43,7 +43,7 @@ class _Sources(Mixer):
 
     def _prepare_sources(self, policy, cache):
         self.policy, own = policy, _own_segments(self.train, policy)
-        self.images = composing.resize(self.train.images, self.config.image_size)
+        self.images = composing._resize_for_generator(self.train.images, self.config.image_size)
         maps = composing._mixer_maps(self.train.images, self.config, cache, own)
         self.segments, self.n_segments = maps
 
@@ -76,7 +76,7 @@ class PixelMix(_Sources):
         std=None,  # deviation of the loop's Normalize, number or [C]
     ):
         super().__init__(train, mean=mean, std=std)
-        size = train.images.shape[-1]
+        size = _images_of(train).shape[-1]
         config = config or composing.for_size(size)
         self.config, self.n_images, self.size = config, config.n_images, size
         self._prepare_sources(policy, cache)
@@ -100,7 +100,9 @@ class GridMix(PixelMix):
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
-        config = composing.for_size(train.images.shape[-1], mixing="grid", n_images=2, cells=cells)
+        config = composing.for_size(
+            _images_of(train).shape[-1], mixing="grid", n_images=2, cells=cells
+        )
         super().__init__(train, config, cache, policy=policy, **loop)
         self.cells = cells
 
@@ -117,7 +119,7 @@ class SegMix(PixelMix):
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
-        config = composing.for_size(train.images.shape[-1], mixing="segments", n_images=2)
+        config = composing.for_size(_images_of(train).shape[-1], mixing="segments", n_images=2)
         super().__init__(train, config, cache, policy=policy, **loop)
 
 # %% ../nbs/30_mixing.ipynb #616d6009
@@ -134,7 +136,7 @@ class NMix(PixelMix):
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
-        config = composing.for_size(train.images.shape[-1], n_images=n_images)
+        config = composing.for_size(_images_of(train).shape[-1], n_images=n_images)
         super().__init__(train, config, cache, policy=policy, **loop)
 
 # %% ../nbs/30_mixing.ipynb #07fd211d
@@ -414,12 +416,13 @@ _KINDS = {
 
 
 def load(
-    path,  # file that a mixer's `save` wrote
+    path,  # file that a mixer's `save` wrote, or its folder
     train: ImageSet,  # images to mix
     cache=None,  # folder for label maps
 ) -> Mixer:
     "Put a saved mixer together again; ValueError if the file is none or holds only a generator"
     path = Path(path).expanduser()
+    path = path / "mixer.safetensors" if path.is_dir() else path
     try:
         header, trained = _read_header(path, "mixer"), None
     except ValueError:

@@ -87,7 +87,8 @@ def network(
         raise ValueError(
             f"network {name!r}: wrn-DEPTH-WIDTH or a classifier of torchvision ({resnets}, …)"
         )
-    net = models.get_model(name, weights=None, num_classes=n_classes)
+    aux = dict(aux_logits=False) if name in ("googlenet", "inception_v3") else {}  # one output
+    net = models.get_model(name, weights=None, num_classes=n_classes, **aux)
     return net if in_channels == 3 else _with_channels(net, in_channels)
 
 

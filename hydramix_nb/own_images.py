@@ -154,6 +154,8 @@ def _shorter_side(path):
 def _common_size(splits, pool):
     "Shorter side of the smallest image, rounded down to a multiple of 8, from 16 to 96"
     files = [f for classes in splits.values() for some in classes.values() for f in some]
+    if not files:
+        raise ValueError("there are class folders, but no image in them")
     smallest = min(pool.map(_shorter_side, files))
     return min(max(smallest // 8 * 8, 16), 96)
 

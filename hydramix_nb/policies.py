@@ -267,6 +267,12 @@ class Policy(_Rounds):
         "Change every image; dtype, device and memory format stay"
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"a policy takes images [B,1 or 3,H,W], got {list(images.shape)}")
+        on_cpu = images.device.type == "cpu"  # no GPU is waited for
+        if on_cpu and images.is_floating_point() and images.numel() and images.abs().max() > 1.1:
+            raise ValueError(
+                f"a policy takes images in −1…1, got {images.min():.2f} to {images.max():.2f}: "
+                "put it before Normalize"
+            )
         pixels = to_uint8(images) if images.is_floating_point() else images
         with torch.autocast(images.device.type, enabled=False):
             pixels = self._change(pixels)

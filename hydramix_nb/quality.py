@@ -252,16 +252,17 @@ def _compose(generator, few, large, maps, config, seed):
 class _Examined:
     "What a generator makes of a set: reconstructions, compositions, and what is found in them"
 
-    def __init__(self, trained, train, maps, match_colors, seed):
+    def __init__(self, trained, train, match_colors, seed, cache=None):
         composing._check_square(train.images)
         _check_channels(trained.generator, train.images)
         config, index = replace(trained.config, augment=False), _few_of_each(train)
         few, size = train[index], config.image_size
         large = composing.resize(few.images, size)
         own = few.segments
-        maps = (
-            composing._mixer_maps(few.images, config, None, own)[0] if maps is None else maps[index]
-        )
+        if cache is None:
+            maps, _ = composing._mixer_maps(few.images, config, None, own)
+        else:  # maps of all images, which a mixer is going to need
+            maps = composing._mixer_maps(train.images, config, cache, train.segments)[0][index]
         generator = copy.deepcopy(trained.generator).to(train.device).eval()
         self.images = x = to_float(large[:: -(-len(large) // 24)])
         again, matched = _reconstruct(generator, x)
@@ -347,9 +348,9 @@ def _draw_report(report):
 class _Report(_Examined):
     "Findings on a generator, in words and as a picture"
 
-    def __init__(self, trained, train, maps=None, match_colors=False, seed=0):
+    def __init__(self, trained, train, match_colors=False, seed=0, cache=None):
         self.history = trained.history
-        super().__init__(trained, train, maps, match_colors, seed)
+        super().__init__(trained, train, match_colors, seed, cache)
 
     @property
     def verdict(self):

@@ -232,6 +232,8 @@ def table(
 # %% ../nbs/66_report.ipynb #f026b365
 def _option(name, value):
     "An option of the command, as a shell wants it"
+    if isinstance(value, dict):
+        return f"--{name} " + shlex.quote(json.dumps(value))
     values = [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
     comma = any("," in v for v in values)
     return f"--{name} " + shlex.quote(json.dumps(values) if comma else ",".join(values))
@@ -342,7 +344,7 @@ def experiment(
         _do_missing(name, options, asked, out, device, data_root, progress)
     found = measured(out, results)
     cells = compare(name, found, profile, **chosen, metric=metric)
-    if not len(cells):
+    if cells["mean"].isna().all():
         print(f"No run of {name} at profile {profile} has finished yet.")
     there = select_runs(found[found.profile == profile], name)
     counted = asked if options else _counted(name, asked, there)

@@ -230,6 +230,8 @@ def select_runs(
             fits = (asked == value) | asked.isna() | (asked.astype(str) == "")
             results = results[fits | (results.profile != profile)]
     results = _name_sizes(results, experiment)
+    if experiment == "table_3":  # what stands in for ImageNet is a folder
+        results = results[results.dataset.str.startswith("folder:")]
     if experiment == "table_1" or notebook != "classify":
         return results  # table_1 is open to methods that the paper has not
     if experiment == "figure_5":
@@ -297,14 +299,19 @@ def _theirs(experiment, metric, methods):
 
 
 def _with_holes(ours, paper, experiment):
-    "Our cells, and an empty one for each that only the paper has of our data and numbers of images"
+    "Our cells, and an empty one for each that only the paper has, of our data if there are any"
     pd = import_extra("pandas")
     varied, shared = _VARIED.get(experiment), _shared(experiment)
-    if varied and not shared:
+    if ours.empty:  # nothing was measured: the paper's data, by their own names
+        holes = paper.assign(data=paper.paper_data)
+        holes = holes if shared or not varied else holes.assign(**{varied: _DEFAULTS.get(varied)})
+    elif varied and not shared:
         return ours
-    there = ours[["data", "paper_data", "samples_per_class"]].drop_duplicates()
-    holes = there.merge(paper, on=["paper_data", "samples_per_class"])
-    holes = holes[["data", *shared, "paper_data", "samples_per_class", "method"]]
+    else:
+        there = ours[["data", "paper_data", "samples_per_class"]].drop_duplicates()
+        holes = there.merge(paper, on=["paper_data", "samples_per_class"])
+    own = [name for name in (varied,) if name in holes and name not in shared]
+    holes = holes[["data", *shared, *own, "paper_data", "samples_per_class", "method"]]
     if varied == "generator_data":
         holes["generator_shown"] = holes.generator_data
     if holes.empty:
@@ -340,4 +347,5 @@ def compare(
         cells = cells.drop(columns="generator_shown")
     if cells.empty:
         cells = cells.astype(dict(mean=float, paper_mean=float))
+    cells = cells.astype(dict(samples_per_class=int))
     return cells.assign(difference=cells["mean"] - cells.paper_mean)

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -262,21 +262,41 @@ def _saved_tensor_bytes(
     return sum(storage.nbytes() for storage in kept.values())
 
 # %% ../nbs/06_speed.ipynb #e1280abc
+_GROUPS = (  # folders in which Linux keeps the memory of a group of processes, with file names
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
+
+def _group_memory(folder, limit, used, cached):
+    "Bytes that a group of processes may still take; files that it has read can be dropped"
+    folder = Path(folder)
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    in_use = int((folder / used).read_text()) - int(stat[cached])
+    return int((folder / limit).read_text()) - in_use
+
+
 def free_memory(
     device,  # device to ask
 ):  # bytes; None where the system does not tell
-    "Free memory of a device"
+    "Free memory of a device: on a GPU also what torch has reserved and nobody uses"
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
     try:
         free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
     except (OSError, IndexError, ValueError):
         return None
-    try:
-        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return free
+    for group in _GROUPS:
+        with suppress(OSError, ValueError, KeyError):  # no such group, or one without a limit
+            free = min(free, _group_memory(*group))
+    return free
 
 # %% ../nbs/06_speed.ipynb #e1280abd
 def check_memory(

@@ -132,22 +132,24 @@ def _fill_pool(
     progress: bool,  # whether to show a progress bar
 ) -> tuple:  # mixed images and main classes, ImageSet; mixed labels [n,classes]; share accepted
     "Mix until `count` images show the teacher their classes"
-    n, chunk, parts = len(train), min(count, 100), []
+    n, chunk, parts, accepted = len(train), min(count, 100), [], 0
     order = torch.randperm(n, device=train.labels.device)
     with tqdm(total=count, desc="SuperMix", disable=not progress, mininterval=1) as bar:
         for i in range(10 * math.ceil(max(count, n) / chunk)):
             at = torch.arange(i * chunk, (i + 1) * chunk, device=order.device)
             mixed, *rest = _candidates(teacher, train, order[at % n], alpha, settings)
             parts.append((to_uint8(mixed), *rest))
-            bar.update(int(rest[-1].sum()))
-            if bar.n >= count and (i + 1) * chunk >= n:
+            new = int(rest[-1].sum())
+            bar.update(new)
+            accepted += new  # a bar that is not shown does not count
+            if accepted >= count and (i + 1) * chunk >= n:
                 break
     images, targets, loss, done = (torch.cat(part) for part in zip(*parts, strict=True))
-    accepted, main = float(done.float().mean()), targets.argmax(1)
+    share, main = float(done.float().mean()), targets.argmax(1)
     for label in set(main.tolist()) - set(main[done].tolist()):
         own = (main == label).nonzero()[:, 0]
         done[own[loss[own].argmin()]] = True
-    return ImageSet(images[done], main[done], train.classes), targets[done], accepted
+    return ImageSet(images[done], main[done], train.classes), targets[done], share
 
 # %% ../nbs/36_supermix.ipynb #23dce320
 _PROFILES = dict(paper=dict(pool=5000), small=dict(pool=500), tiny=dict(pool=10, iterations=2))

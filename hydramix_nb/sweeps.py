@@ -176,8 +176,8 @@ def _generator_key(parameters):
     if p["method"] not in GENERATORS:
         return None
     names = ("profile", "samples_per_class", "seed", "n_images", "image_size", "segment_noise")
-    settings = [p[k] for k in (*names, "size", "generator_settings")]
-    data = p["generator_dataset"] or p["dataset"]
+    settings = [p.get(k) for k in (*names, "size", "generator_settings")]
+    data = p.get("generator_dataset") or p.get("dataset")
     return json.dumps([data, GENERATORS[p["method"]], *settings], sort_keys=True, default=str)
 
 # %% ../nbs/62_sweeps.ipynb #3b4fed34

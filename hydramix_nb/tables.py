@@ -121,6 +121,11 @@ def _check_run(of, p, methods):
         low, high = _RANGES[name]
         if not low <= p[name] <= high:
             raise ValueError(f"{name}={p[name]}: from {low} to {high}")
+    if p["method"] == "HydraMix+" and (p.get("auto_augment", "none"), p.get("p_gen", 0.5)) != (
+        "none",
+        0.5,
+    ):
+        raise ValueError("HydraMix+ is a whole recipe: it takes neither auto_augment nor p_gen")
     if p["method"] in GENERATORS and p["samples_per_class"] < 2:
         raise ValueError(f"samples_per_class=1: {p['method']} mixes images of a class, 2 or more")
     makes = dict(generator_settings=gan.profile, classifier_settings=classifier.profile)
@@ -128,6 +133,8 @@ def _check_run(of, p, methods):
     if of == "detect":
         makes["generator_settings"] = scene_mixing.generator_profile
     for name in makes.keys() & p.keys():
+        if "seed" in p[name]:
+            raise ValueError(f"{name} holds a seed: it is a parameter of the run, seeds")
         size = dict(image_size=p["image_size"]) if p.get("image_size") else {}
         try:
             makes[name](p["profile"], **p[name] | (size if name == "generator_settings" else {}))

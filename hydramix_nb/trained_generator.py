@@ -41,6 +41,11 @@ def _check_sizes(config):
     for name in ("encoder_blocks", "decoder_blocks", "weight_decay", "gamma"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name}={getattr(config, name)}: must not be less than 0")
+    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+        raise ValueError(f"betas={config.betas}: two numbers from 0 to below 1, see torch's Adam")
+    if config.mixing == "grid" and config.cells > config.image_size // Generator.scale:
+        most = config.image_size // Generator.scale
+        raise ValueError(f"cells={config.cells}: at most {most}, the places along a side of a mask")
     if config.steps is not None and config.steps < 1:
         raise ValueError(f"steps={config.steps}: 1 or more, or None to count in epochs")
 

@@ -172,9 +172,12 @@ def seeded(
     device="cpu",  # device whose generator is seeded, besides the CPU's
 ):
     "Seed torch's random numbers for a block; afterwards they go on as if nothing had been drawn"
-    device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    gpus = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield
 
 # %% ../nbs/04_training.ipynb #622c004e

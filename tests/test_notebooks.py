@@ -107,7 +107,7 @@ def test_readme_has_two_commands_of_one_line():
     assert "papermill" in blocks("sh")[0] and "pytest" in blocks("sh")[1].split()
 
 
-def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     for name in "ab":
@@ -115,6 +115,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
             pixels = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
             (tmp_path / f"my/photos/{name}").mkdir(parents=True, exist_ok=True)
             files.write_png(tmp_path / f"my/photos/{name}/{i}.png", pixels)
+    files.write_png(tmp_path / "new.jpg", pixels)  # PIL goes by what is in a file
     there = dict(images=torch.rand(6, 3, 32, 32) * 2 - 1, labels=torch.arange(6))
     drop_in, *others = blocks("python")
     exec(drop_in.replace("p_gen=0.5", "p_gen=1.0"), there)
@@ -124,6 +125,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
         exec(block.replace('"small"', '"tiny"').replace("minutes=10", "steps=(0, 2)"), there)
     assert there["mixer"](torch.tensor([0, 1])).shape == (2, 3, 64, 64)
     assert there["network"](torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+    assert capsys.readouterr().out.splitlines()[-1] in ("a", "b") and (tmp_path / "mine").is_dir()
 
 
 def test_ci_runs_the_command_of_the_readme():

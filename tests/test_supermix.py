@@ -40,3 +40,9 @@ def test_supermix_takes_a_teacher_that_is_there():
     assert a.pool.images.shape != c.pool.images.shape or not torch.equal(
         a.pool.images, c.pool.images
     )
+
+
+def test_supermix_pool_is_the_same_with_and_without_a_bar():
+    teacher = classifier.fit(TRAIN, TEST, None, CONFIG, progress=False).model
+    made = [SuperMix(TRAIN, "tiny", teacher=teacher, progress=bar).pool.images for bar in (0, 1)]
+    assert torch.equal(*made)
