@@ -49,7 +49,7 @@ def _flips_coins(link):
     if isinstance(link, Mixer):
         return True
     takes = hasattr(link, "augment") and "p_gen" in inspect.signature(link.augment).parameters
-    return takes and not isinstance(link, Chance) and not hasattr(link, "links")
+    return takes and not isinstance(link, (Chance, Chain))
 
 # %% ../nbs/31_chains.ipynb #98804362
 class Chance:

@@ -310,10 +310,10 @@ def _fits(value, kind):
 
 
 def _check_types(config):
-    "ValueError for a setting, a field of a dataclass, whose value is not of the stated type"
+    "ValueError for a field of a dataclass that is not of its type; numpy's numbers become Python's"
     for field in fields(config):
         value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
-        if isinstance(value, np.generic):  # numpy's numbers are no text in JSON
+        if isinstance(value, np.generic):  # JSON has no text for it
             value = value.item()
             object.__setattr__(config, field.name, value)
         if not any(_fits(value, kind) for kind in kinds):

@@ -37,6 +37,11 @@ def _own_segments(train, policy):
         )
     return own
 
+
+def _config_for(train, **changes):
+    "The paper's settings for the images of a set; TypeError for anything else"
+    return composing.for_size(_images_of(train).shape[-1], **changes)
+
 # %% ../nbs/30_mixing.ipynb #a928ded5
 class _Sources(Mixer):
     "The images that a mixer composes, at the size of its config, and their segments"
@@ -76,9 +81,9 @@ class PixelMix(_Sources):
         std=None,  # deviation of the loop's Normalize, number or [C]
     ):
         super().__init__(train, mean=mean, std=std)
-        size = _images_of(train).shape[-1]
-        config = config or composing.for_size(size)
-        self.config, self.n_images, self.size = config, config.n_images, size
+        config = config or _config_for(train)
+        self.config, self.n_images = config, config.n_images
+        self.size = train.images.shape[-1]
         self._prepare_sources(policy, cache)
 
     def mix(self, index):
@@ -100,9 +105,7 @@ class GridMix(PixelMix):
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
-        config = composing.for_size(
-            _images_of(train).shape[-1], mixing="grid", n_images=2, cells=cells
-        )
+        config = _config_for(train, mixing="grid", n_images=2, cells=cells)
         super().__init__(train, config, cache, policy=policy, **loop)
         self.cells = cells
 
@@ -119,7 +122,7 @@ class SegMix(PixelMix):
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
-        config = composing.for_size(_images_of(train).shape[-1], mixing="segments", n_images=2)
+        config = _config_for(train, mixing="segments", n_images=2)
         super().__init__(train, config, cache, policy=policy, **loop)
 
 # %% ../nbs/30_mixing.ipynb #616d6009
@@ -136,7 +139,7 @@ class NMix(PixelMix):
         policy=None,  # change of every source image, see `policies.Policy`; None: none
         **loop,  # mean and std of the loop's Normalize
     ):
-        config = composing.for_size(_images_of(train).shape[-1], n_images=n_images)
+        config = _config_for(train, n_images=n_images)
         super().__init__(train, config, cache, policy=policy, **loop)
 
 # %% ../nbs/30_mixing.ipynb #07fd211d

@@ -154,8 +154,6 @@ def _shorter_side(path):
 def _common_size(splits, pool):
     "Shorter side of the smallest image, rounded down to a multiple of 8, from 16 to 96"
     files = [f for classes in splits.values() for some in classes.values() for f in some]
-    if not files:
-        raise ValueError("there are class folders, but no image in them")
     smallest = min(pool.map(_shorter_side, files))
     return min(max(smallest // 8 * 8, 16), 96)
 
@@ -203,6 +201,8 @@ def _read_folder(
         if c not in known:
             raise ValueError(f"class {c!r} is in {path / found} but not in {path / 'train'}")
     files = [f for some in splits[found].values() for f in some]
+    if not files:
+        raise ValueError(f"{path} has class folders, but no image in them")
     number = {c: i for i, c in enumerate(classes)}
     labels = torch.tensor([number[c] for c, some in splits[found].items() for _ in some])
     if choose is not None:

@@ -230,7 +230,7 @@ class _Rounds:
         draw = partial(torch.randint, size=(n,), device=device)
         return [(draw(n_operations), draw(n_bins)) for _ in range(rounds)]
 
-    def _change(
+    def _draw_and_change(
         self,
         images,  # images, uint8 [B,C,H,W]
     ):  # images, uint8 [B,C,H,W]
@@ -275,7 +275,7 @@ class Policy(_Rounds):
             )
         pixels = to_uint8(images) if images.is_floating_point() else images
         with torch.autocast(images.device.type, enabled=False):
-            pixels = self._change(pixels)
+            pixels = self._draw_and_change(pixels)
         return _like(to_float(pixels) if images.is_floating_point() else pixels, images)
 
     def __repr__(self):

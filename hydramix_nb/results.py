@@ -302,16 +302,18 @@ def _with_holes(ours, paper, experiment):
     "Our cells, and an empty one for each that only the paper has, of our data if there are any"
     pd = import_extra("pandas")
     varied, shared = _VARIED.get(experiment), _shared(experiment)
+    columns = ["data", *shared, "paper_data", "samples_per_class", "method"]
     if ours.empty:  # nothing was measured: the paper's data, by their own names
         holes = paper.assign(data=paper.paper_data)
-        holes = holes if shared or not varied else holes.assign(**{varied: _DEFAULTS.get(varied)})
+        if varied and not shared:
+            holes[varied] = _DEFAULTS.get(varied)
+            columns.append(varied)
     elif varied and not shared:
         return ours
     else:
         there = ours[["data", "paper_data", "samples_per_class"]].drop_duplicates()
         holes = there.merge(paper, on=["paper_data", "samples_per_class"])
-    own = [name for name in (varied,) if name in holes and name not in shared]
-    holes = holes[["data", *shared, *own, "paper_data", "samples_per_class", "method"]]
+    holes = holes[columns]
     if varied == "generator_data":
         holes["generator_shown"] = holes.generator_data
     if holes.empty:

@@ -121,10 +121,8 @@ def _check_run(of, p, methods):
         low, high = _RANGES[name]
         if not low <= p[name] <= high:
             raise ValueError(f"{name}={p[name]}: from {low} to {high}")
-    if p["method"] == "HydraMix+" and (p.get("auto_augment", "none"), p.get("p_gen", 0.5)) != (
-        "none",
-        0.5,
-    ):
+    changed = p.get("auto_augment", "none") != "none" or p.get("p_gen", 0.5) != 0.5
+    if p["method"] == "HydraMix+" and changed:
         raise ValueError("HydraMix+ is a whole recipe: it takes neither auto_augment nor p_gen")
     if p["method"] in GENERATORS and p["samples_per_class"] < 2:
         raise ValueError(f"samples_per_class=1: {p['method']} mixes images of a class, 2 or more")

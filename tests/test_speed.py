@@ -124,7 +124,7 @@ def test_estimate_covers_what_a_step_takes():
 import sys, torch
 torch.set_num_threads(1)
 from hydramix_nb import gan
-from hydramix_nb.data import crop_flip, load_images
+from hydramix_nb.data import load_images
 config = gan.Config(features=16, batch_size=int(sys.argv[1]), discriminator_features=16)
 gan.Training(load_images("photos").few_shot(2, 0), config).step()
 print(1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))
@@ -354,20 +354,29 @@ def certain(mixer, p_gen=None):
     return True
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_recorded_batches_neither_wait_nor_copy(name, train, monkeypatch):
-    "On tensors without contents, which cannot be waited for, pretended to be on a GPU"
-    monkeypatch.setattr(torch, "_sample_dirichlet", torch.rand_like)  # it cannot be pretended
+@pytest.fixture
+def pretending(monkeypatch):
+    "What cannot be pretended is replaced; afterwards no table without contents is left"
+    monkeypatch.setattr(torch, "_sample_dirichlet", torch.rand_like)
     monkeypatch.setattr(Mixer, "flip_coin", certain)
-    few, method = train, recorded_method(name, train)
+    yield
+    policies._magnitudes.cache_clear()
+    policies._recipes.cache_clear()
+
+
+@pytest.mark.usefixtures("pretending")
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_batches_neither_wait_nor_copy(name, train):
+    "On tensors without contents, which cannot be waited for, pretended to be on a GPU"
+    method = recorded_method(name, train)
     net, index = torch.nn.Identity(), torch.zeros(6, dtype=torch.long)
     if method.network is not None:
-        net = method.network(3, len(few.classes))
+        net = method.network(3, len(train.classes))
     assert classifier._recordable(method, net)
     chains = [method.chain(coin=coin) for coin in (False, True)]
     for chain in chains:
-        classifier._batch(few, index, chain)  # fills tables, as the first steps of a training do
-    copied = copy.deepcopy([few, net, chains, index])
+        classifier._batch(train, index, chain)  # fills tables, as the first steps of a training do
+    copied = copy.deepcopy([train, net, chains, index])
     with FakeTensorMode(allow_non_fake_inputs=True):
         few, net, chains, index = pretend(copied)
         for chain in chains:
@@ -377,8 +386,6 @@ def test_recorded_batches_neither_wait_nor_copy(name, train, monkeypatch):
                 method.loss(torch.rand(6, len(few.classes), device="cuda"), targets)
                 net(images)
             assert images.device.type == "cuda" and images.shape == (6, *train.images.shape[1:])
-    policies._magnitudes.cache_clear()
-    policies._recipes.cache_clear()
 
 
 def test_pretended_recording_notices():
