@@ -284,11 +284,13 @@ def _group_memory(folder, limit, used, cached):
 def free_memory(
     device,  # device to ask
 ):  # bytes; None where the system does not tell
-    "Free memory of a device: on a GPU also what torch has reserved and nobody uses"
+    "Free memory of a device; of a GPU this run's share, with what torch has reserved in vain"
     device = torch.device(device)
     if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+        share = total // int(os.environ.get("HYDRAMIX_TOGETHER", 1)) - reserved
+        return max(0, min(free, share)) + reserved - torch.cuda.memory_allocated(device)
     try:
         free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
     except (OSError, IndexError, ValueError):

@@ -9,9 +9,6 @@ __all__ = ['find_notebook', 'plan', 'summary', 'sweep']
 import contextlib
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -30,10 +27,10 @@ from hydramix_nb.runs import (
     _committed,
     _find_data,
     _read_results,
-    import_extra,
     run_id,
     _content_digest,
 )
+from .workers import _connect, _gpus, _local_cluster, _memory_of_each
 
 # %% ../nbs/62_sweeps.ipynb #5b0da636
 def find_notebook(
@@ -232,7 +229,7 @@ def _describe_failure(
 
 def _at_once(workers, left):
     "How many runs go on at the same time"
-    return max(1, _gpu_count()) if workers == "gpu" else max(1, min(workers, left))
+    return max(1, min(len(_gpus()) if workers == "gpu" else workers, left))
 
 # %% ../nbs/62_sweeps.ipynb #8caa924a
 def _cost(tasks, workers, device):
@@ -284,7 +281,8 @@ def summary(
         lines.append(f"  {other} were done by other code than this; another --out does them anew")
     if left:
         lines.append(_cost(left, workers, device))
-    return "\n".join(lines)
+        lines.append(_memory_of_each(_at_once(workers, len(left))))
+    return "\n".join(filter(None, lines))
 
 # %% ../nbs/62_sweeps.ipynb #2b592ac2
 def _do_here(tasks):
@@ -300,66 +298,6 @@ def _do_here(tasks):
         if len(busy) == len(waiting):
             time.sleep(1)
         waiting = busy
-
-# %% ../nbs/62_sweeps.ipynb #2a20186d
-def _gpu_count():
-    "GPUs that this process may use, without starting CUDA in it"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() and d.strip() != "-1"])
-    if not shutil.which("nvidia-smi"):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return len(re.findall(r"^GPU ", listed, re.M))
-
-
-def _worker_environment(i, workers):
-    "Environment of the i-th worker: its share of the cores, its GPU"
-    from dask.system import CPU_COUNT
-
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, CPU_COUNT // workers)))
-    environment = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-    if gpus := _gpu_count():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(k) for k in range(gpus)]
-        environment["CUDA_VISIBLE_DEVICES"] = names[i % gpus].strip()
-    return environment
-
-# %% ../nbs/62_sweeps.ipynb #c8c52f43
-@contextlib.contextmanager
-def _local_cluster(n):
-    "A client of a Dask cluster of n processes, which lasts as long as the block"
-    import dask
-    import logging
-
-    distributed = import_extra("distributed")
-    quiet, workers = logging.CRITICAL, {}
-    for i in range(n):
-        environment = _worker_environment(i, n)
-        options = dict(nthreads=1, memory_limit=0, silence_logs=quiet, env=environment)
-        workers[i] = dict(cls=distributed.Nanny, options=options)
-    options = dict(host="127.0.0.1", port=0, dashboard=False, dashboard_address="127.0.0.1:0")
-    scheduler = dict(cls=distributed.Scheduler, options=options)
-    settings = {
-        "distributed.scheduler.allowed-failures": 10,
-        "distributed.worker.daemon": True,
-        "distributed.nanny.pre-spawn-environ": {},
-        "distributed.admin.log-format": "%(message)s",
-    }
-    with (
-        dask.config.set(settings),
-        distributed.SpecCluster(workers, scheduler, silence_logs=quiet) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
-
-
-def _connect(scheduler, seconds=30):
-    "A client of the Dask scheduler at an address"
-    try:
-        return import_extra("distributed").Client(scheduler, timeout=seconds)
-    except OSError as e:
-        raise ConnectionError(f"there is no Dask scheduler at {scheduler}") from e
 
 # %% ../nbs/62_sweeps.ipynb #6d1527a5
 def _collect_outcome(task, future):

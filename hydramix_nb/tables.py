@@ -29,6 +29,7 @@ from hydramix_nb.runs import (
     _check_device,
 )
 from .sweeps import _describe_failure, find_notebook, plan, summary, sweep
+from .workers import _gpus
 
 # %% ../nbs/64_tables.ipynb #e0b8e327
 _TABLE_1 = (
@@ -292,6 +293,7 @@ _SWEEP_HELP = dict(
     out="folder of all runs; default runs",
     workers="0: one run after the other in this process; N: N at a time; gpu: one for each GPU; "
     "default 0",
+    together="so many runs share each GPU, side by side; without one, so many at a time",
     scheduler="do the runs on the workers of this Dask scheduler",
     resources="what a worker must offer, for example GPU=1",
     device="auto, cpu, cuda or cuda:N; default auto",
@@ -393,6 +395,12 @@ def _read_engine(options):
         except ValueError as e:
             raise ValueError(f"--resources {resources!r}: NAME=N is needed, as GPU=1") from e
     workers = workers if workers == "gpu" else int(workers)
+    if together := options["together"]:
+        if scheduler or workers not in (0, "gpu") or not together.isdigit() or together == "0":
+            raise ValueError(
+                f"--together {together!r}: 1 or more, on the GPUs of this machine alone"
+            )
+        workers = int(together) * max(1, len(_gpus()))
     minutes = _read_minutes(options["minutes"])
     return dict(workers=workers, scheduler=scheduler, resources=offered, minutes=minutes)
 

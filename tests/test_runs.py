@@ -18,7 +18,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from hydramix_nb import archives, execution, gan, results, sweeps, tables
+from hydramix_nb import archives, execution, gan, results, speed, sweeps, tables, workers
 from hydramix_nb.files import weights_digest
 
 for package in ("papermill", "distributed", "pandas"):
@@ -414,6 +414,71 @@ def test_images_that_were_edited_otherwise_are_other_data(tmp_path, no_kernels):
     assert "1 done, 0 left" in sweeps.summary(plan()), "there is nothing to compare with"
 
 
+# several on one GPU
+
+
+@pytest.fixture
+def one_gpu(tmp_path, monkeypatch):
+    "Commands of a machine with one GPU, whose MPS daemon notes what it is told"
+    folder = tmp_path / "commands"
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text('#!/bin/sh\n[ "$1" = -L ] && echo "GPU 0: A" || echo 1000\n')
+    (folder / "nvidia-cuda-mps-control").write_text(
+        f'#!/bin/sh\necho "$1 $(cat) ${{CUDA_VISIBLE_DEVICES-all}}" >> {folder}/told\n'
+    )
+    for command in folder.iterdir():
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    return folder
+
+
+NAMES = ("CUDA_VISIBLE_DEVICES", "HYDRAMIX_TOGETHER", "CUDA_MPS_PIPE_DIRECTORY")
+
+
+def test_runs_share_a_gpu(tmp_path, one_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(workers, "_TRIAL", "pass")
+    work = f"value = [x ** 2, *(os.environ.get(name) for name in {NAMES})]"
+    tasks = sweeps.plan(toy(tmp_path, work), [dict(x=x) for x in (2, 3)], tmp_path / "runs")
+    assert "2 runs share each GPU: 0.5 GB for each" in sweeps.summary(tasks, 2)
+    done = sweeps.sweep(tasks, workers=2, progress=False)
+    assert "2 runs share each GPU, side by side" in capsys.readouterr().err
+    squares, visible, share, pipes = zip(*(o.result["value"] for o in done), strict=True)
+    assert (squares, visible, share) == ((4.0, 9.0), ("0", "0"), ("2", "2"))
+    assert len(set(pipes)) == 1 and not Path(pipes[0]).exists()
+    assert (one_gpu / "told").read_text() == "-d  all\n quit all\n"
+
+
+def test_a_gpu_of_ones_own_needs_no_daemon(one_gpu, monkeypatch):
+    with workers._side_by_side(1) as found:
+        assert found == {}
+    assert workers._memory_of_each(1) == ""
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/somebody/elses")
+    with workers._side_by_side(2) as found:
+        assert found == {}
+    assert not (one_gpu / "told").exists()
+
+
+def test_a_run_keeps_to_its_share_of_the_memory(monkeypatch):
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (900, 1000))
+    monkeypatch.setattr(cuda, "memory_reserved", lambda device: 100)
+    monkeypatch.setattr(cuda, "memory_allocated", lambda device: 70)
+    assert speed.free_memory("cuda") == 900 + 30
+    monkeypatch.setenv("HYDRAMIX_TOGETHER", "4")
+    assert speed.free_memory("cuda") == 1000 // 4 - 100 + 30
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (90, 1000))
+    assert speed.free_memory("cuda") == 90 + 30, "others have taken more than their share"
+
+
+def test_together_is_so_many_workers_for_each_gpu(one_gpu, tmp_path, main):
+    ask = [*TINY, "--methods", "Baseline", "--seeds", "0,1,2", "--out", str(tmp_path), "--dry_run"]
+    assert "3 runs share each GPU" in main(*ask, "--together", "4").stdout
+    assert "share" not in main(*ask, "--workers", "gpu").stdout
+    engine = dict(workers="gpu", scheduler=None, resources=None, minutes=None, together="4")
+    assert tables._read_engine(engine)["workers"] == 4
+
+
 # other machines
 
 
@@ -553,6 +618,9 @@ def test_the_command_makes_a_table(tmp_path, main, command, quick_kernels):
         ([*TINY, "--seeds", "a"], "list of int"),
         ([*TINY, "--profile", "tinny"], "did you mean 'tiny'"),
         ([*TINY, "--workers", "many"], "--workers 'many': 0 or more, or gpu"),
+        ([*TINY, "--together", "0"], "--together '0': 1 or more"),
+        ([*TINY, "--together", "2", "--workers", "2"], "on the GPUs of this machine alone"),
+        ([*TINY, "--together", "2", "--scheduler", "tcp://a:1"], "on the GPUs of this machine"),
         ([*TINY, "--device", "gpu0"], "device 'gpu0': auto, cpu, cuda or cuda:N"),
         ([*TINY, "--device", "cuda:99"], "cuda:99"),
         ([*TINY, "--datasets", "npz:not/there"], "--datasets npz:not/there: nothing at"),
