@@ -392,11 +392,7 @@ def crop_flip(
 crop_flip.recordable = True  # see 06_speed
 
 # %% ../nbs/03_data.ipynb #4dce3916
-_DRAWN = dict(  # sets that need no files: functions of split and size
-    photos=lambda split, size: photos(split, size or 32),
-    toys=lambda split, size: ImageSet(*toys.draw(100, size or 32, split)),
-)
-_DATASETS = (*_DRAWN, *_PUBLISHED, "folder:PATH", "npz:PATH")
+_DATASETS = ("photos", "toys", *_PUBLISHED, "folder:PATH", "npz:PATH")
 
 
 def _check_name(name):
@@ -425,17 +421,13 @@ def _own_path(name, root):
     raise FileNotFoundError(f"{name}: nothing at {' or at '.join(looked)}")
 
 
-def _own_images(name, split, root, size, few):
+def _own_images(name, split, root, size, few, choose):
     "The set of a folder:PATH or npz:PATH; errors name the path"
-
-    def choose(labels, classes):
-        return few_shot_indices(labels, *few, classes)
-
     path = _own_path(name, root)
     if name.startswith("npz:"):
         arrays = _read_npz(path, split)
     else:
-        arrays = _read_folder(path, split, size, choose if few else None)
+        arrays = _read_folder(path, split, size, choose)
     try:
         data = ImageSet(*arrays)
         return data.few_shot(*few) if few and name.startswith("npz:") else data
@@ -451,10 +443,13 @@ def _load_named(name, split, root, download, size, few):
         raise ValueError(f"split must be train, test or val, not {split!r}")
     if split == "val" and not own:
         raise ValueError(f"{name} has the splits train and test, not val")
+    choose = few and (lambda labels, classes: few_shot_indices(labels, *few, classes))
     if own:
-        return _own_images(name, split, root, size, few)
-    if name in _DRAWN:
-        data = _DRAWN[name](split, size)
+        return _own_images(name, split, root, size, few, choose)
+    if name == "toys":
+        return ImageSet(*toys.draw(100, size or 32, split, choose=choose))
+    if name == "photos":
+        data = photos(split, size or 32)
     else:
         data = ImageSet(*_read_published(name, split, root, download))
     return data.few_shot(*few) if few else data

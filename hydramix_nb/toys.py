@@ -422,19 +422,15 @@ _KINDS = dict(
 )
 
 
-@lru_cache(maxsize=8)
-def _drawn(n_per_class, size, split, seed):
-    "Images [10·n,3,size,size]; the last few sets are kept"
-    images = []
-    for label, paint in enumerate(_KINDS.values()):
-        for number in range(n_per_class):
-            rng = np.random.default_rng([seed, label, number, split == "test"])
-            scene = _Scene(size, rng, split)
-            scale, turn = rng.uniform((0.7, -0.15), (1.15, 0.15))
-            scene.place(scale, turn, rng.uniform(-0.1, 0.1, 2), rng.random() < 0.5)
-            paint(scene)
-            images.append(scene.image())
-    return torch.from_numpy(np.stack(images))
+@lru_cache(maxsize=10_000)
+def _drawn(label, number, size, split, seed):
+    "An image, uint8 [3,size,size]; the last ones are kept"
+    rng = np.random.default_rng([seed, label, number, split == "test"])
+    scene = _Scene(size, rng, split)
+    scale, turn = rng.uniform((0.7, -0.15), (1.15, 0.15))
+    scene.place(scale, turn, rng.uniform(-0.1, 0.1, 2), rng.random() < 0.5)
+    list(_KINDS.values())[label](scene)
+    return scene.image()
 
 
 def draw(
@@ -442,6 +438,7 @@ def draw(
     size: int = 32,  # side of the images in pixels, 8 or more
     split: str = "train",  # "train" or "test": the two share no image and no texture
     seed: int = 0,  # number of the world; another seed draws other images
+    choose=None,  # function of labels and names to the positions that are drawn; None: all
 ) -> tuple:  # images uint8 [10·n,3,size,size], labels int64 [10·n], names of the ten kinds
     "Images of ten kinds of things, class by class. ValueError for sizes and splits that are none"
     if split not in ("train", "test"):
@@ -450,5 +447,10 @@ def draw(
         raise ValueError(
             f"n_per_class={n_per_class}, size={size}: 1 or more images of 8 or more pixels"
         )
-    labels = torch.arange(len(_KINDS)).repeat_interleave(n_per_class)
-    return _drawn(n_per_class, size, split, seed).clone(), labels, list(_KINDS)
+    names = list(_KINDS)
+    labels = torch.arange(len(names)).repeat_interleave(n_per_class)
+    chosen = torch.arange(len(labels)) if choose is None else choose(labels, names)
+    places = (divmod(i, n_per_class) for i in chosen.tolist())
+    images = np.stack([_drawn(*place, size, split, seed) for place in places])
+    return torch.from_numpy(images), labels[chosen], names
+

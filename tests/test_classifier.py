@@ -494,7 +494,7 @@ def test_hydramix_gives_the_same_classifier_in_two_processes():
 def test_trainings_take_a_data_set_of_torchvision(tmp_path):
     from torchvision.datasets import ImageFolder
 
-    toys = load_images("toys").few_shot(2, seed=0)
+    toys = load_images("toys", few=(2, 0))
     for i, (image, label) in enumerate(zip(toys.images, toys.labels, strict=True)):
         (tmp_path / toys.classes[label]).mkdir(exist_ok=True)
         files.write_png(tmp_path / toys.classes[label] / f"{i}.png", image)

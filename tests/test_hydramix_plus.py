@@ -8,7 +8,7 @@ import torch
 from hydramix_nb import classifier, gan, hydramix_plus, training
 from hydramix_nb.data import ImageSet, load_images
 
-TOYS = load_images("toys", size=32).few_shot(4, seed=0)
+TOYS = load_images("toys", few=(4, 0))
 FEW = ImageSet(TOYS.images[TOYS.labels < 2], TOYS.labels[TOYS.labels < 2], TOYS.classes[:2])
 
 

@@ -394,7 +394,7 @@ import torch, hydramix_nb
 from hydramix_nb import gan, sweeps
 from hydramix_nb.data import load_images
 from hydramix_nb.mixing import HydraMix
-train = load_images("toys").few_shot(2, seed=0)[:6]
+train = load_images("toys", few=(2, 0))[:6]
 images = HydraMix(gan.pretrained(), train)(train.labels[:1])
 assert images.shape == (1, 3, 32, 32) and images.isfinite().all()
 assert sweeps.find_notebook("classify").is_file()

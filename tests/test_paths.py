@@ -37,7 +37,7 @@ def test_files(home):
 
 
 def test_trainings_and_mixers(home):
-    train = load_images("toys").few_shot(2, seed=0)[:4]
+    train = load_images("toys", few=(2, 0))[:4]
     train = type(train)(train.images, torch.tensor([0, 0, 1, 1]), ["a", "b"])
     config = gan.profile("tiny", steps=1)
     options = dict(cache="~/maps", progress=False)

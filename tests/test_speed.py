@@ -404,7 +404,7 @@ def test_classifier_too_large_for_memory(train, test, monkeypatch):
 def test_judged_in_bfloat16_as_in_float32(train):
     "The code that a GPU runs, on the CPU"
     test = load_images("toys", "test")[:1000]
-    few = load_images("toys").few_shot(5, 0)
+    few = load_images("toys", few=(5, 0))
     config = classifier.profile("tiny", steps=30)
     with seeded(1):
         training = classifier.Training(few, classifier.Method(), config, test)
@@ -532,7 +532,7 @@ def test_recorded_classifier_resumes_on_gpu(train, test, tmp_path, monkeypatch):
 def test_judged_in_bfloat16_on_gpu(train):
     "Within a tenth of a point of 32 bits"
     test = load_images("toys", "test").to("cuda")
-    few = load_images("toys").few_shot(5, 0).to("cuda")
+    few = load_images("toys", few=(5, 0)).to("cuda")
     config = classifier.profile("small", steps=100)
     training = classifier.Training(few, classifier.Method(), config, test)
     assert "bfloat16" in training.speedups
