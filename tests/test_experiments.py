@@ -81,7 +81,11 @@ def tiny(path, known):
             for name, value in dict(TABLE, **OTHERS.get(path.stem, {}), profile="tiny").items()
             if name in known
         }
-    own = dict(recipe=dict(seeds=[100, 101], judged=50), benchmark=dict(repetitions=1))
+    own = dict(
+        recipe=dict(data="photos", seeds=[100, 101], judged=50),
+        benchmark=dict(repetitions=1),
+        figure_9=dict(dataset="photos", class_name="cat"),
+    )
     settings = own.get(path.stem, {})
     return {name: value for name, value in dict(settings, profile="tiny").items() if name in known}
 
