@@ -178,6 +178,7 @@ class SuperMix(Mixer):
         config=None,  # classifier.Config of the teacher; None: the profile's
         teacher=None,  # trained classifier of these classes; None: train one
         seed: int = 0,  # seed of the teacher and the pool
+        folder=None,  # folder of the teacher's checkpoint, which is continued; None: none
         progress: bool = True,  # whether to show progress bars
         **settings,  # settings of supermix, which go before the profile's
     ):
@@ -187,7 +188,8 @@ class SuperMix(Mixer):
         count = settings.pop("pool")
         if teacher is None:
             config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
-            teacher = classifier.fit(train, train, None, config, progress=progress).model
+            how = dict(folder=folder, progress=progress)
+            teacher = classifier.fit(train, train, None, config, **how).model
         self.teacher = teacher.eval()
         with seeded(seed, train.images.device):
             self.pool, self.targets, self.accepted = _fill_pool(

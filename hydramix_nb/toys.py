@@ -453,4 +453,3 @@ def draw(
     places = (divmod(i, n_per_class) for i in chosen.tolist())
     images = np.stack([_drawn(*place, size, split, seed) for place in places])
     return torch.from_numpy(images), labels[chosen], names
-
