@@ -18,6 +18,7 @@ from hydramix_nb import (
     backbones,
     baselines,
     chains,
+    checks,
     classifier,
     clip,
     composing,

@@ -188,7 +188,7 @@ def _check_choices(name, profile, auto_augment):
     if auto_augment != "none" and name in POLICIES:
         raise ValueError(
             f"{name} is an automatic augmentation itself: "
-            f"auto_augment={auto_augment!r} would be a second one"
+            f"auto_augment={auto_augment!r} would be a second one; leave it at 'none'"
         )
 
 # %% ../nbs/38_baselines.ipynb #c298b8ae

@@ -82,6 +82,15 @@ _PROFILES = dict(
 )
 
 # %% ../nbs/54_detection.ipynb #54bb0002
+def _check_network(name):
+    "ValueError for a network that no feature pyramid can be built on"
+    from torchvision.models.resnet import __all__ as networks
+
+    networks = [known for known in networks if known.startswith("res")]
+    if name not in networks:
+        raise ValueError(f"network {name!r}: a ResNet of torchvision ({', '.join(networks)})")
+
+
 def detector(
     n_classes: int,  # classes without the background
     config: Config,  # network, min_size, proposals, score
@@ -90,13 +99,8 @@ def detector(
     "Build Faster R-CNN on a feature pyramid"
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.resnet import __all__ as networks
 
-    networks = [name for name in networks if name.startswith("res")]
-    if config.network not in networks:
-        raise ValueError(
-            f"network {config.network!r}: a ResNet of torchvision ({', '.join(networks)})"
-        )
+    _check_network(config.network)
     body = _feature_pyramid(config.network, backbone_file(backbone, config.network))
     sides = [max(1, round(s * config.min_size / 800)) for s in (32, 64, 128, 256, 512)]
     return FasterRCNN(

@@ -132,7 +132,8 @@ _PAIRS = (("GridMix", "ChimeraMix+Grid"), ("SegMix", "ChimeraMix+Seg"), ("NMix",
 
 def _draw_bar(ax, cells, name, at, color, edge):
     "The bar of a method, averaged over the data sets, with its name below"
-    mean, std, theirs = cells["mean"].mean(), cells["std"].mean(), cells.paper_mean.mean()
+    mean, std = cells["mean"].mean(), cells["std"].mean()
+    theirs = cells.paper_mean.mean(skipna=False)
     whiskers = dict(yerr=None if math.isnan(std) else std, error_kw=dict(lw=0.8, capsize=2))
     ax.bar(at, mean, 0.36, color=color, edgecolor=edge, **whiskers)
     if not math.isnan(theirs):
@@ -141,6 +142,19 @@ def _draw_bar(ax, cells, name, at, color, edge):
     ax.annotate(name, (at, 0), rotation=30, ha="right", va="top", fontsize=6.5, **place)
 
 # %% ../nbs/67_figures.ipynb #51d37963
+def _in_common(cells, methods):
+    "The measured cells of these methods, of the data sets on which all that were measured were"
+    cells = cells.dropna(subset=["mean"])
+    cells = cells[cells.method.isin(methods)]
+    names = cells.method.unique()
+    found = cells.groupby(["data", "samples_per_class"]).method.transform("nunique")
+    shared = cells[found == len(names)]
+    if shared.empty:
+        wanted = f"all of {', '.join(names)}" if len(names) else "any of its methods"
+        raise ValueError(f"there is no data set on which {wanted} were measured")
+    return shared
+
+
 def bars(
     cells,  # DataFrame from `results.compare`
     pairs=_PAIRS,  # (method on pixels, method with a generator) of each pair
@@ -148,7 +162,11 @@ def bars(
     "Draw Figure 4: each method beside its twin on pixels; whiskers are the mean of the deviations"
     import matplotlib.pyplot as plt
 
-    cells = cells.dropna(subset=["mean"])
+    cells = _in_common(cells, [name for pair in pairs for name in pair])
+    places = cells[["data", "samples_per_class"]].drop_duplicates().itertuples(index=False)
+    said = [f"{data}, {number} per class" for data, number in places]
+    if len(said) > 1:
+        said[0] = f"mean of {said[0]}"
     with plt.rc_context(_STYLE):
         fig, ax = plt.subplots(figsize=(3.4, 2.4), layout="constrained")
         for i, pair in enumerate(pairs):
@@ -158,7 +176,7 @@ def bars(
                     color, edge = _COLORS[name] if j else "white", _COLORS[pair[1]]
                     _draw_bar(ax, found, name, i + (j - 0.5) * 0.38, color, edge)
         ax.set(xticks=[], xlim=(-0.6, len(pairs) - 0.4), ylabel="test accuracy, %")
-        key = "white: pixels, filled: generator, diamond: paper"
+        key = "\n".join([*said, "white: pixels, filled: generator, diamond: paper"])
         ax.text(1, 1.02, key, transform=ax.transAxes, ha="right", fontsize=6)
     return fig
 

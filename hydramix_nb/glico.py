@@ -62,6 +62,16 @@ def _upscaling(
         layers.append(nn.ConvTranspose2d(widths[-1], in_channels, 4, 2, 1))
     return nn.Sequential(*layers, nn.Tanh())
 
+# %% ../nbs/35_glico.ipynb #e7c36fa6
+def _check_side(size):
+    "What the images' side is divided by, in the generator's coarsest map"
+    scale = 8 if size > 64 else 4
+    if size % scale:
+        raise ValueError(
+            f"images of {size} pixels a side: GLICO's generator needs a multiple of {scale}"
+        )
+    return scale
+
 # %% ../nbs/35_glico.ipynb #e7c36fa7
 class LatentGenerator(nn.Module):
     "GLICO's generator: from latents on the unit sphere to images (Azuri & Weinshall 2021)"
@@ -79,11 +89,7 @@ class LatentGenerator(nn.Module):
         large = size > 64
         widths = [4, 2, 1, 0.5] if large else [1, 0.5]
         widths = [int(features * w) for w in widths]
-        scale = 8 if large else 4
-        if size % scale:
-            raise ValueError(
-                f"images of {size} pixels a side: GLICO's generator needs a multiple of {scale}"
-            )
+        scale = _check_side(size)
         self.noise, self.start = noise, (widths[0], size // scale, size // scale)
         self.project = nn.Sequential(nn.Linear(noise, noise, bias=False), nn.LeakyReLU(0.2))
         self.dense = nn.Sequential(

@@ -333,7 +333,7 @@ def experiment(
     data_root=None,  # folder of the data sets; None: $HYDRAMIX_DATA
     progress: bool = True,  # show a bar
     metric: str = "accuracy",  # or "top5", "AP", "AP50", "AP75"
-    **axes,  # what the experiment varies
+    **axes,  # values of what the experiment varies; None: all that were measured, or the paper's
 ):  # DataFrame from `compare`
     "Do what is missing, if asked to; then give the cells of a table and say what is not there"
     options = _engine_options(engine)
@@ -343,7 +343,7 @@ def experiment(
         asked["seeds"] = asked["seeds"] or [0, 1, 2, 3, 4]
         _do_missing(name, options, asked, out, device, data_root, progress)
     found = measured(out, results)
-    cells = compare(name, found, profile, **chosen, metric=metric)
+    cells = compare(name, found, profile, **chosen, **axes, metric=metric)
     if cells["mean"].isna().all():
         print(f"No run of {name} at profile {profile} has finished yet.")
     there = select_runs(found[found.profile == profile], name)

@@ -180,6 +180,7 @@ _VARIED = dict(
     figure_6="generator_size",
     figure_8="segment_noise",
 )  # column of the results
+_ALONE = ["AutoAugment", "TrivialAugment"]  # with the baseline, a policy is a method
 _PARAMETER_OF = dict(generator_data="generator_dataset", generator_size="image_size")
 _DEFAULTS = dict(
     auto_augment="none",
@@ -197,14 +198,17 @@ _DEFAULTS = dict(
 )
 
 # %% ../nbs/65_results.ipynb #5cb10f7e
+def _as_cell(value):
+    "A value of a parameter as the table of results has it"
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+
+
 def _expected(experiment, profile):
     "What each parameter is that the experiment does not vary, as the table of results has it"
-    fixed = _fixed_values(experiment, profile)
-    for name, value in fixed.items():
-        fixed[name] = json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+    fixed = _fixed_values(experiment, profile).items()
     varied = _VARIED.get(experiment)
     known = {k: v for k, v in _DEFAULTS.items() if k not in (varied, _PARAMETER_OF.get(varied))}
-    return known | {k: v for k, v in fixed.items() if k != "size"}
+    return known | {k: _as_cell(v) for k, v in fixed if k != "size"}
 
 
 def _name_sizes(results, experiment):
@@ -216,31 +220,67 @@ def _name_sizes(results, experiment):
     return results.assign(data=results.data.where(~other, named))
 
 
-def select_runs(
-    results,  # DataFrame from `measured`
-    experiment: str,  # "table_1", "figure_5", …
-    methods=None,  # list of methods; None: the paper's
-):  # DataFrame
-    "Select the runs that differ from the defaults in nothing but what the experiment varies"
-    notebook = _notebook_of(experiment)
-    results = results[results.notebook == notebook]
+def _runs_of(experiment, results):
+    "The runs that differ from the defaults in nothing but what the experiment varies"
+    results = results[results.notebook == _notebook_of(experiment)]
     for profile in set(results.profile):
         for name, value in _expected(experiment, profile).items():
             asked = results[name]
             fits = (asked == value) | asked.isna() | (asked.astype(str) == "")
             results = results[fits | (results.profile != profile)]
-    results = _name_sizes(results, experiment)
     if experiment == "table_3":  # what stands in for ImageNet is a folder
         results = results[results.dataset.str.startswith("folder:")]
-    if experiment == "table_1" or notebook != "classify":
-        return results  # table_1 is open to methods that the paper has not
     if experiment == "figure_5":
         results = results[results.method.isin(["HydraMix", "Baseline"])].copy()
         results.loc[results.method == "Baseline", ["p_gen", "method"]] = [0.0, "HydraMix"]
-    methods = list(methods or EXPERIMENTS[experiment]["method"])
-    if experiment == "table_2":
-        methods += ["AutoAugment", "TrivialAugment"]
-    return results[results.method.isin(methods)]
+    return _name_sizes(results, experiment)
+
+# %% ../nbs/65_results.ipynb #5cb10f80
+def _wanted(experiment, datasets, samples_per_class, methods, seeds, axes):
+    "What is asked for: a list of values for each parameter that anything is asked of"
+    asked = dict(axes, dataset=datasets, samples_per_class=samples_per_class, seed=seeds)
+    wanted = {}
+    for name, values in (asked | dict(method=methods)).items():
+        alone = isinstance(values, (str, int, float, dict))
+        if values := [values] if alone else list(values or []):
+            wanted[name] = [_as_cell(value) for value in values]
+    if "method" in wanted:
+        names = ["ChimeraMix+Seg" if m == "ChimeraMix" else m for m in wanted["method"]]
+        with_policy = experiment == "table_2" and "Baseline" in names
+        wanted["method"] = names + (_ALONE if with_policy else [])
+    return wanted
+
+
+def _has(frame, name, values):
+    "Which rows have one of these values of a parameter"
+    found = frame[name].isin(values)
+    if name == "auto_augment":
+        return found.where(~frame.method.isin(_ALONE), frame.method.isin(values))
+    if name == "generator_dataset":
+        return found | (frame[name] == "") & frame.dataset.isin(values)
+    if name == "image_size":
+        return found | frame.generator_size.isin(values)
+    return found
+
+# %% ../nbs/65_results.ipynb #5cb10f81
+def select_runs(
+    results,  # DataFrame from `measured`
+    experiment: str,  # "table_1", "figure_5", …
+    *,
+    datasets=None,  # list of names as in load_images; None or empty: all
+    samples_per_class=None,  # list of numbers of images; None or empty: all
+    methods=None,  # list of methods; None or empty: the paper's, in table_1 all
+    seeds=None,  # list of seeds; None or empty: all
+    **axes,  # a list of values of what the experiment varies; None or empty: all
+):  # DataFrame
+    "Select the runs that differ from the defaults in nothing but what the experiment varies"
+    if _notebook_of(experiment) == "classify" and experiment != "table_1":
+        methods = methods or EXPERIMENTS[experiment]["method"]
+    results = _runs_of(experiment, results)
+    wanted = _wanted(experiment, datasets, samples_per_class, methods, seeds, axes)
+    for name, values in wanted.items():
+        results = results[_has(results, name, values)]
+    return results
 
 # %% ../nbs/65_results.ipynb #c9184e5b
 _COUNTERPARTS = {
@@ -283,21 +323,31 @@ def _shared(experiment):
     return [varied] if varied in ("auto_augment", "n_images", "generator_data") else []
 
 
-def _theirs(experiment, metric, methods):
-    "The paper's cells of a table"
+def _in_paper(name, values):
+    "A parameter and its values as the paper's columns and data sets"
+    if name not in ("dataset", "generator_dataset"):
+        return name, values
+    ours = (_counterpart(dataset_label(value)) for value in values)
+    return name.replace("dataset", "data"), [data for data in ours if data]
+
+
+def _theirs(experiment, metric, wanted):
+    "The paper's cells of a table, only those of the wanted values"
     paper = reported()
     number = dict(figure_4="6").get(experiment, experiment.removeprefix("table_"))
     name = dict(accuracy="top1").get(metric, metric)
     paper = paper[(paper.table == number) & (paper.metric == name)]
-    if methods:
-        paper = paper[paper.method.isin(methods)]
     if experiment == "table_3":
         paper = paper.replace(dict(method=dict(ChimeraMix="ChimeraMix+Seg")))
+    for name, values in wanted.items():
+        column, values = _in_paper(name, values)
+        if column in paper:
+            paper = paper[_has(paper, column, values)]
     columns = ["data", "samples_per_class", "method", *_shared(experiment)]
     paper = paper[[*columns, "paper_mean", "paper_std"]]
     return paper.rename(columns=dict(data="paper_data"))
 
-
+# %% ../nbs/65_results.ipynb #d27b8a47
 def _with_holes(ours, paper, experiment):
     "Our cells, and an empty one for each that only the paper has, of our data if there are any"
     pd = import_extra("pandas")
@@ -333,14 +383,14 @@ def compare(
     methods=None,  # list of methods; None or empty: all
     seeds=None,  # list of seeds; None or empty: all
     metric: str = "accuracy",  # or "top5", "AP", "AP50", "AP75"
+    **axes,  # a list of values of what the experiment varies; None or empty: all
 ):  # DataFrame: data, samples_per_class, method, what is varied; mean, std, n; paper_…; difference
     "Cells of a table: ours, the paper's, and the difference in percentage points"
-    wanted = dict(dataset=datasets, samples_per_class=samples_per_class, method=methods, seed=seeds)
-    results = select_runs(results[results.profile == profile], experiment, methods)
-    for name, values in wanted.items():
-        if values:
-            results = results[results[name].isin(values)]
-    ours, paper = _ours(results, experiment, metric), _theirs(experiment, metric, methods)
+    asked = dict(datasets=datasets, samples_per_class=samples_per_class, methods=methods)
+    asked |= dict(seeds=seeds)
+    results = select_runs(results[results.profile == profile], experiment, **asked, **axes)
+    wanted = _wanted(experiment, **asked, axes=axes)
+    ours, paper = _ours(results, experiment, metric), _theirs(experiment, metric, wanted)
     ours = _with_holes(ours, paper, experiment)
     keys = ["paper_data", "samples_per_class", "method", *_shared(experiment)]
     cells = ours.merge(paper, "left", keys)

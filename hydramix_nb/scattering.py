@@ -113,6 +113,14 @@ def _averages(
     low = torch.cat([torch.arange(side // 4), torch.arange(side * 3 // 4, side)])
     return average, average[low][:, low]
 
+# %% ../nbs/34_scattering.ipynb #1ce41a81
+def _check_side(size):
+    if size % 4 or size < 8:
+        raise ValueError(
+            f"images of {size} pixels a side: scattering over 2^2 pixels needs "
+            "a multiple of 4, from 8 up"
+        )
+
 # %% ../nbs/34_scattering.ipynb #1ce41a82
 class Scattering(nn.Module):
     "Parametric scattering network: learned wavelets and a linear layer (Gauthier et al. 2021)"
@@ -126,11 +134,7 @@ class Scattering(nn.Module):
         n_classes: int,  # number of classes
     ):
         super().__init__()
-        if size % 4 or size < 8:
-            raise ValueError(
-                f"images of {size} pixels a side: scattering over 2^2 pixels needs "
-                "a multiple of 4, from 8 up"
-            )
+        _check_side(size)
         self.size = size
         start = {k: nn.Parameter(v) for k, v in _morlet_parameters().items()}
         self.wavelets = nn.ParameterDict(start)

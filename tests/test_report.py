@@ -315,3 +315,65 @@ def test_an_old_folder_of_runs_does_not_replace_newer_rows(tmp_path):
         (row,) = runs._read_results(table).values()
         assert row["accuracy"] == 25.0
     assert results.measured(tmp_path / "old", table).accuracy.tolist() == [25.0]
+
+
+# what is asked for is shown, and nothing else
+
+
+@pytest.fixture
+def several(tmp_path):
+    "A finished run for each value that a table or figure varies"
+    for p in (0.5, 0.9):
+        finished(tmp_path, 20.0, p_gen=p)
+    for n in (2, 3):
+        finished(tmp_path, 20.0, n_images=n)
+    finished(tmp_path, 20.0, image_size=32)
+    finished(tmp_path, 20.0, segment_noise=1.0)
+    finished(tmp_path, 20.0, auto_augment="TrivialAugment")
+    finished(tmp_path, 20.0, generator_dataset="npz:cifar10")
+    for method in ("Baseline", "TrivialAugment", "AutoAugment"):
+        finished(tmp_path, 20.0, method=method)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, asked, there",
+    [
+        ("table_7", dict(n_images=[2, 4]), "HydraMix, N = 2|HydraMix, N = 4"),
+        ("figure_5", dict(p_gen=[0.0, 0.9]), "HydraMix, p_gen = 0|HydraMix, p_gen = 0.9"),
+        ("figure_6", dict(image_size=[64]), "HydraMix, generator at 64×64"),
+        ("figure_6", dict(image_size=[0]), "HydraMix, generator at 64×64"),
+        ("figure_8", dict(segment_noise=1.0), "HydraMix, noise 1"),
+        ("table_9", dict(generator_dataset=["npz:cifar100"]), "HydraMix, generator of CIFAR-100"),
+        (
+            "table_2",
+            dict(auto_augment=["none"], methods=["HydraMix", "Baseline"]),
+            "Baseline|HydraMix",
+        ),
+        ("table_2", dict(auto_augment=["TrivialAugment"], methods=["Baseline"]), "TrivialAugment"),
+        (
+            "table_2",
+            dict(auto_augment=["AutoAugment"], methods=["HydraMix"]),
+            "HydraMix + AutoAugment",
+        ),
+    ],
+)
+def test_values_that_are_asked_for_are_shown_alone(several, name, asked, there):
+    "Also of the paper's cells, whether they stand beside ours or alone"
+    for place in (several, several / "nothing"):
+        cells = report.experiment(name, out=place, results="", **asked)
+        methods = {row[1] for row in report.table(cells, name).body}
+        if place == several:
+            assert methods == set(there.split("|"))
+        else:  # the paper has Tables 2, 7 and 9 alone, and its own names of data
+            assert methods <= set(there.replace("CIFAR", "ciFAIR").split("|"))
+            assert methods or name.startswith("figure")
+    everything = report.experiment(name, out=several, results="")
+    assert len(everything) > len(there.split("|"))
+
+
+def test_of_a_table_without_runs_the_paper_s_cells_that_are_asked_for_are_shown(tmp_path):
+    asked = dict(datasets=["npz:cifar10", "photos"], samples_per_class=[5, 10])
+    cells = report.experiment("table_1", out=tmp_path, results="", **asked)
+    assert set(cells.data) == {"ciFAIR-10"} and set(cells.samples_per_class) == {5, 10}
+    assert report.experiment("table_1", out=tmp_path, results="", datasets=["photos"]).empty

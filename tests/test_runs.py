@@ -18,7 +18,7 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from hydramix_nb import archives, execution, gan, results, speed, sweeps, tables, workers
+from hydramix_nb import archives, execution, gan, results, runs, speed, sweeps, tables, workers
 from hydramix_nb.files import weights_digest
 
 for package in ("papermill", "distributed", "pandas"):
@@ -698,6 +698,7 @@ def test_help_helps(main):
         assert word in text, word
     one = " ".join(main("table_1", "--help").stdout.split())
     assert "--size" in one and "--p_gen" not in one and "default: 5,10,20,30,50,100" in one
+    assert "0.5: the method's own" in " ".join(main("figure_5", "--help").stdout.split())
     assert "--detector_settings" in text and "--detector_settings" not in one
 
 
@@ -789,11 +790,61 @@ def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path, monkeyp
         ("table_8", dict(detector_settings=dict(steps="9")), "steps='9': int or None is needed"),
         ("table_8", dict(datasets=["cutout"]), "did you mean 'cutouts'"),
         ("table_8", dict(generator_settings=dict(image_size=33)), "image_size=33"),
+        ("table_1", dict(methods=["AutoAugment"], auto_augment=["TrivialAugment"]), "a second one"),
+        ("table_1", dict(methods=["MixUpN"], n_images=[1]), "n_images=1: MixUpN mixes 2 or more"),
+        ("table_1", dict(methods=["GLICO"], size=[30]), "a multiple of 4"),
+        ("table_1", dict(methods=["Scattering"], size=[30]), "a multiple of 4"),
+        ("table_1", dict(datasets=["folder:"]), "data set 'folder:' needs a path"),
+        (
+            "table_1",
+            dict(classifier_settings=dict(network="x")),
+            "classifier_settings: network 'x'",
+        ),
+        (
+            "table_1",
+            dict(methods=["ChimeraMix+Seg"], generator_settings=dict(n_images=3)),
+            "exactly 2 with 'segments'",
+        ),
+        (
+            "table_1",
+            dict(methods=["HydraMix"], generator_settings=dict(mixing="grid")),
+            "mixing='grid': HydraMix has its own",
+        ),
+        ("table_2", dict(auto_augment=["Trivial"]), "did you mean 'TrivialAugment'"),
+        (
+            "table_4",
+            dict(methods=["DINO+HydraMix"], samples_per_class=[1]),
+            r"samples_per_class=1: DINO\+HydraMix mixes images of a class",
+        ),
+        ("table_4", dict(dino_settings=dict(p_gen=0.3)), "dino_settings: it holds p_gen"),
+        ("table_4", dict(dino_settings=dict(network="x")), "dino_settings: network 'x'"),
+        ("table_8", dict(detector_settings=dict(network="wrn-16-8")), "network 'wrn-16-8'"),
+        ("table_8", dict(scene_size=[30]), "scene_size=30: a generator takes a multiple of 4"),
+        ("table_8", dict(image_size=[512]), "scene_size=128: windows of 512 pixels do not fit"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_the_plan(experiment, axes, message):
     with pytest.raises(ValueError, match=message):
         tables.grid(experiment, **axes)
+
+
+@pytest.mark.parametrize(
+    "notebook, wrong, message",
+    [
+        ("classify", dict(method="TrivialAugment", auto_augment="AutoAugment"), "a second one"),
+        ("pretrain", dict(samples_per_class=1), "mixes images of a class, 2 or more"),
+        ("detect", dict(scene_size=30), "a generator takes a multiple of 4"),
+    ],
+)
+def test_the_run_itself_asks_the_same_check_before_any_other_work(notebook, wrong, message):
+    path = sweeps.find_notebook(notebook)
+    cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    asks = next(i for i, source in enumerate(cells) if "_check_run(" in source)
+    work = [line for cell in cells[1:asks] for line in cell.splitlines() if "import" not in line]
+    assert not work, "something is done before"
+    known = {name: default for name, (_, default, _) in runs.notebook_parameters(path).items()}
+    with pytest.raises(ValueError, match=message):
+        exec("\n".join(cells[1 : asks + 1]), known | wrong)
 
 
 def test_settings_as_json_and_numpy_have_them_are_taken():
