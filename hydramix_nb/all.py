@@ -71,6 +71,7 @@ from hydramix_nb import (
     trained_generator,
     training,
     wordnet,
+    workers,
 )
 
 # %% ../nbs/90_all.ipynb #6fab79dd
