@@ -82,7 +82,8 @@ def tiny(path, known):
             if name in known
         }
     own = dict(
-        recipe=dict(data="photos", seeds=[100, 101], judged=50),
+        recipe=dict(data="photos", seeds="100,101", judged=50),  # as `papermill -p` gives a list
+        diffuse=dict(seeds="[0]"),
         benchmark=dict(repetitions=1),
         figure_9=dict(dataset="photos", class_name="cat"),
     )
