@@ -1205,6 +1205,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hydramix_nb.sweeps._outcomes': ('sweeps.html#_outcomes', 'hydramix_nb/sweeps.py'),
                                     'hydramix_nb.sweeps._results_in': ('sweeps.html#_results_in', 'hydramix_nb/sweeps.py'),
                                     'hydramix_nb.sweeps._time_left': ('sweeps.html#_time_left', 'hydramix_nb/sweeps.py'),
+                                    'hydramix_nb.sweeps._until': ('sweeps.html#_until', 'hydramix_nb/sweeps.py'),
                                     'hydramix_nb.sweeps._with_data': ('sweeps.html#_with_data', 'hydramix_nb/sweeps.py'),
                                     'hydramix_nb.sweeps.find_notebook': ('sweeps.html#find_notebook', 'hydramix_nb/sweeps.py'),
                                     'hydramix_nb.sweeps.plan': ('sweeps.html#plan', 'hydramix_nb/sweeps.py'),

@@ -339,22 +339,29 @@ def _do_on_dask(tasks, client, resources=None):
         client.cancel(list(futures), force=True)
 
 # %% ../nbs/62_sweeps.ipynb #0d72b9ac
+def _until(tasks, minutes):
+    "The tasks, to stop so many minutes from now; None: never"
+    if minutes is None:
+        return tasks
+    return [replace(task, deadline=time.time() + 60 * minutes) for task in tasks]
+
+
 @contextlib.contextmanager
-def _outcomes(tasks, workers, scheduler, resources):
+def _outcomes(tasks, workers, scheduler, resources, minutes):
     "The outcomes of tasks, one by one, from the engine that does them"
     if scheduler:
         with _connect(scheduler) as client:
             if not client.scheduler_info()["workers"]:
                 waiting = f"{scheduler} has no workers yet; the runs wait for them"
                 tqdm.write(waiting, file=sys.stderr)
-            yield _do_on_dask(tasks, client, resources)
+            yield _do_on_dask(_until(tasks, minutes), client, resources)
         return
     tasks = [replace(task, code="") for task in tasks]  # this machine, this installation
     if workers:
         with _local_cluster(_at_once(workers, len(tasks))) as client:
-            yield _do_on_dask(tasks, client, resources)
+            yield _do_on_dask(_until(tasks, minutes), client, resources)
     else:
-        yield _do_here(tasks)
+        yield _do_here(_until(tasks, minutes))
 
 # %% ../nbs/62_sweeps.ipynb #44c7e2b1
 def _time_left(tasks, measured, at_once, failed):
@@ -381,8 +388,6 @@ def sweep(
     if not left:
         return list(outcomes.values())
     _check_folder(tasks[0].out)
-    if minutes is not None:
-        left = [replace(task, deadline=time.time() + 60 * minutes) for task in left]
     left = {task.id: task for task in _with_data(left)}
     at_once = 0 if scheduler else _at_once(workers, len(left))
     measured = _results_in(tasks[0].out, tasks[0].experiment)
@@ -391,7 +396,7 @@ def sweep(
     settings = dict(total=len(tasks), initial=len(tasks) - len(left), bar_format=layout)
     with (
         tqdm(desc="runs", disable=not progress, **settings) as bar,
-        _outcomes(list(left.values()), workers, scheduler, resources) as finished,
+        _outcomes(list(left.values()), workers, scheduler, resources, minutes) as finished,
     ):
         for outcome in finished:
             if outcome.state == "busy":
