@@ -194,6 +194,7 @@ def _run_parameters(task, pending):
 def _try_run(task, executed, pending):
     "Execute the notebook until its kernel lives to the end; the error of the last try, or None"
     parameters = _run_parameters(task, pending)
+    checkpoint = task.folder / "checkpoint.safetensors"
     cwd = task.cwd if Path(task.cwd).is_dir() else None
     for _ in range(task.attempts):
         error = None
@@ -208,10 +209,8 @@ def _try_run(task, executed, pending):
                 "the notebook ended without a result: "
                 f"it has to write {pending.name}, the parameter `result`, into `out`"
             )
-        checkpoints = list(task.folder.rglob("checkpoint.safetensors"))
-        if "belongs to another training" in getattr(error, "evalue", "") and checkpoints:
-            for checkpoint in checkpoints:
-                os.replace(checkpoint, checkpoint.with_name("superseded.safetensors"))
+        if "belongs to another training" in getattr(error, "evalue", "") and checkpoint.exists():
+            os.replace(checkpoint, checkpoint.with_name("superseded.safetensors"))
         elif type(error).__name__ != "DeadKernelError":
             break
     return error

@@ -7,19 +7,19 @@ __all__ = ['GLICO']
 
 # %% ../nbs/35_glico.ipynb #131245bc
 import math
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 # %% ../nbs/35_glico.ipynb #dce5b3fc
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
 # %% ../nbs/35_glico.ipynb #978988c0
 from .data import ImageSet, to_float
 from .losses import laplacian_pyramid
 from .mixer import Mixer
-from .training import Training, run, seeded, settings_text
+from .training import seeded
 
 # %% ../nbs/35_glico.ipynb #6185725c
 def _slerp(
@@ -135,62 +135,20 @@ def _default_steps(
     return 200 * math.ceil(len(train) * repeats / batch_size)
 
 
-@dataclass
-class _Config:
-    "Settings of the training"
-
-    steps: int  # training steps
-    batch_size: int  # images in a step
-    latent: int  # length of a latent
-    lr: float  # learning rate of the latents; the generator's is 0.7 of it
-    gamma: float  # weight γ of the cross-entropy
-    features: int  # features of the generator
-    seed: int  # seed of weights, latents, order and noise
-
-    samples_per_epoch = 0  # an epoch sees each image once
+def _optimizers(
+    generator: nn.Module,  # GLICO's generator
+    latents: torch.Tensor,  # latents of the images, float [n,latent]
+    classifier: nn.Module,  # judge of the generated images
+    lr: float,  # learning rate of the latents
+) -> list:  # of the generator, the latents and the classifier
+    "The three optimizers of the authors' code"
+    return [
+        torch.optim.Adam(generator.parameters(), 0.7 * lr, (0.5, 0.999)),
+        torch.optim.Adam([latents], lr, (0.5, 0.999)),
+        torch.optim.SGD(classifier.parameters(), 0.1, 0.9, weight_decay=1e-4),
+    ]
 
 # %% ../nbs/35_glico.ipynb #7a1691cd
-class _LatentTraining(Training):
-    "A generator, one latent per image and a classifier, learned together"
-
-    def __init__(self, train, config):
-        super().__init__(train, config)
-        self.images = to_float(train.images)
-        n, channels, size = self.images.shape[:3]
-        generator = LatentGenerator(channels, size, config.latent, features=config.features)
-        classifier = _small_network(channels, len(train.classes))
-        self.networks = dict(
-            generator=generator.to(self.device), classifier=classifier.to(self.device)
-        )
-        latents = F.normalize(torch.randn(n, config.latent, device=self.device))
-        self.networks["latents"] = nn.Embedding(n, config.latent, _weight=latents)
-        weights = {name: list(net.parameters()) for name, net in self.networks.items()}
-        self.optimizers = dict(
-            generator=torch.optim.Adam(weights["generator"], 0.7 * config.lr, (0.5, 0.999)),
-            latents=torch.optim.Adam(weights["latents"], config.lr, (0.5, 0.999)),
-            classifier=torch.optim.SGD(weights["classifier"], 0.1, 0.9, weight_decay=1e-4),
-        )
-
-    def step(self):
-        "Lap1 and cross-entropy of a batch; the rates halve after each 35 % of the training"
-        index, latents = self.next_batch(), self.networks["latents"].weight
-        halved = 0.5 ** (self.done * 200 // (self.steps * 70))
-        for name, rate in (("generator", 0.7 * self.config.lr), ("latents", self.config.lr)):
-            self.optimizers[name].param_groups[0]["lr"] = rate * halved
-        generated = self.networks["generator"](latents[index])
-        entropy = F.cross_entropy(self.networks["classifier"](generated), self.train.labels[index])
-        pyramid = _latent_loss(generated, self.images[index])
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        (pyramid + self.config.gamma * entropy).backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        with torch.no_grad():
-            latents.copy_(F.normalize(latents))
-        self.done += 1
-        return dict(pyramid=pyramid, entropy=entropy)
-
-# %% ../nbs/35_glico.ipynb #7a1691ce
 def _fit_latents(
     train: ImageSet,  # the few images
     *,
@@ -201,18 +159,38 @@ def _fit_latents(
     gamma: float = 0.5,  # weight γ of the cross-entropy
     features: int = 128,  # features of the generator
     seed: int = 0,  # seed of weights, latents, order and noise
-    folder=None,  # folder of the checkpoint, which is continued; None: none is written
     progress: bool = True,  # whether to show a progress bar
 ) -> tuple:  # generator in evaluation mode; latents, float [n,latent], of length one
     "GLICO: learn a generator, one latent per image and a classifier together"
-    batch_size = min(batch_size or (32 if train.images.shape[-1] > 64 else 128), len(train))
+    images, device = to_float(train.images), train.images.device
+    n, large = len(train), images.shape[-1] > 64
+    batch_size = min(batch_size or (32 if large else 128), n)
+    batches = math.ceil(n / batch_size)
     steps = steps or _default_steps(train, batch_size)
-    config = _Config(steps, batch_size, latent, lr, gamma, features, seed)
-    settings = settings_text(config=asdict(config), images=train.digest())
-    with seeded(seed, train.device):
-        state = _LatentTraining(train, config)
-        run(state, folder, settings, name="GLICO", kind="GLICO checkpoint", progress=progress)
-    return state.networks["generator"].eval(), state.networks["latents"].weight.detach()
+    with seeded(seed, device):
+        generator = LatentGenerator(*images.shape[1:3], latent, features=features).to(device)
+        classifier = _small_network(images.shape[1], len(train.classes)).to(device)
+        latents = F.normalize(torch.randn(n, latent, device=device)).requires_grad_()
+        optimizers = _optimizers(generator, latents, classifier, lr)
+        for step in tqdm(range(steps), desc="GLICO", disable=not progress, mininterval=1):
+            if step % batches == 0:
+                order = torch.randperm(batches * batch_size, device=device) % n
+            index = order.split(batch_size)[step % batches]
+            for optimizer, rate in zip(optimizers[:2], (0.7 * lr, lr), strict=True):
+                optimizer.param_groups[0]["lr"] = rate * 0.5 ** (step * 200 // (steps * 70))
+            generated = generator(latents[index])
+            entropy = F.cross_entropy(classifier(generated), train.labels[index])
+            loss = _latent_loss(generated, images[index]) + gamma * entropy
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            with torch.no_grad():
+                latents.copy_(F.normalize(latents))
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"GLICO's training diverged: lower lr (now {lr})")
+    return generator.eval(), latents.detach()
 
 # %% ../nbs/35_glico.ipynb #d71a8081
 _PROFILES = dict(
@@ -232,7 +210,6 @@ class GLICO(Mixer):
         train: ImageSet,  # the few images
         profile: str = "paper",  # size of the training: "paper", "small" or "tiny"
         seed: int = 0,  # seed of the training
-        folder=None,  # folder of its checkpoint, which is continued; None: none is written
         progress: bool = True,  # whether to show a progress bar
         **settings,  # settings of _fit_latents, which go before the profile's
     ):
@@ -240,9 +217,7 @@ class GLICO(Mixer):
         if profile not in _PROFILES:
             raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
         settings = {**_PROFILES[profile], **settings}
-        self.generator, self.latents = _fit_latents(
-            train, seed=seed, folder=folder, progress=progress, **settings
-        )
+        self.generator, self.latents = _fit_latents(train, seed=seed, progress=progress, **settings)
 
     def mix(self, index):
         "Images near the first of each pair: t from 0.1 to 0.4"

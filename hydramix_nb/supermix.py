@@ -178,7 +178,6 @@ class SuperMix(Mixer):
         config=None,  # classifier.Config of the teacher; None: the profile's
         teacher=None,  # trained classifier of these classes; None: train one
         seed: int = 0,  # seed of the teacher and the pool
-        folder=None,  # folder of the teacher's checkpoint, which is continued; None: none
         progress: bool = True,  # whether to show progress bars
         **settings,  # settings of supermix, which go before the profile's
     ):
@@ -188,8 +187,7 @@ class SuperMix(Mixer):
         count = settings.pop("pool")
         if teacher is None:
             config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
-            how = dict(folder=folder, progress=progress)
-            teacher = classifier.fit(train, train, None, config, **how).model
+            teacher = classifier.fit(train, train, None, config, progress=progress).model
         self.teacher = teacher.eval()
         with seeded(seed, train.images.device):
             self.pool, self.targets, self.accepted = _fill_pool(

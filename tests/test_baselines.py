@@ -12,7 +12,6 @@ from hydramix_nb.data import ImageSet, to_float
 from hydramix_nb.diffusemix import variant_path
 from hydramix_nb.files import write_png
 from hydramix_nb.policies import Policy
-from hydramix_nb.training import OutOfTime
 
 TABLES = {
     1: [
@@ -267,23 +266,3 @@ def test_every_method_on_a_gpu(name, edited):
         assert method.mixer(to_float(train.images[:3]), train.labels[:3])[0].is_cuda
     elif method.mixer is not None:
         assert method.mixer(train.labels[:3]).is_cuda
-
-
-@pytest.mark.parametrize("name", ["GLICO", "SuperMix"])
-def test_a_mixer_that_trains_goes_on_where_its_time_was_over(name, tmp_path, monkeypatch):
-    train, stops, pieces = pictures(), 0, None
-    whole = build(name, train, profile="tiny", progress=False).mixer
-    monkeypatch.setenv("HYDRAMIX_DEADLINE", "0")
-    while pieces is None:
-        try:
-            pieces = build(name, train, profile="tiny", folder=tmp_path, progress=False).mixer
-        except OutOfTime:
-            stops += 1
-    assert stops >= 3 and (tmp_path / "checkpoint.safetensors").exists()
-    made = []
-    for mixer in (whole, pieces):
-        torch.manual_seed(0)
-        made.append(mixer(train.labels))
-    assert torch.equal(*made)
-    with pytest.raises(ValueError, match="belongs to another training"):
-        build(name, pictures(seed=1), profile="tiny", folder=tmp_path, progress=False)
