@@ -202,6 +202,7 @@ def build(
     p_gen: float | None = None,  # share of generated batches, 0…1; None: the method's own
     seed: int = 0,  # seed of those trainings
     cache=None,  # folder for label maps
+    folder=None,  # folder of those trainings; what was stopped there goes on
     progress: bool = True,  # whether to show progress bars
     **settings,  # settings of the method: n_images, alpha, size, …
 ) -> Method:  # for classifier.fit
@@ -210,7 +211,7 @@ def build(
     known, policy = _settings_of(METHODS[name]), None
     if auto_augment != "none":
         policy = Policy(auto_augment, train.images.shape[-1])
-    common = dict(profile=profile, seed=seed, cache=cache, progress=progress)
+    common = dict(profile=profile, seed=seed, cache=cache, folder=folder, progress=progress)
     if known is not None:
         if wrong := sorted(set(settings) - known):
             own = ", ".join(sorted(known - set(common))) or "none"

@@ -194,7 +194,6 @@ def _run_parameters(task, pending):
 def _try_run(task, executed, pending):
     "Execute the notebook until its kernel lives to the end; the error of the last try, or None"
     parameters = _run_parameters(task, pending)
-    checkpoint = task.folder / "checkpoint.safetensors"
     cwd = task.cwd if Path(task.cwd).is_dir() else None
     for _ in range(task.attempts):
         error = None
@@ -209,9 +208,11 @@ def _try_run(task, executed, pending):
                 "the notebook ended without a result: "
                 f"it has to write {pending.name}, the parameter `result`, into `out`"
             )
-        if "belongs to another training" in getattr(error, "evalue", "") and checkpoint.exists():
+        refused = "belongs to another training" in getattr(error, "evalue", "")
+        others = list(task.folder.rglob("checkpoint.safetensors")) if refused else []
+        for checkpoint in others:
             os.replace(checkpoint, checkpoint.with_name("superseded.safetensors"))
-        elif type(error).__name__ != "DeadKernelError":
+        if not others and type(error).__name__ != "DeadKernelError":
             break
     return error
 

@@ -129,7 +129,7 @@ def write_tensors(
 # %% ../nbs/02_files.ipynb #ea10b4c7
 def _read_header(
     path,  # file that `write_tensors` wrote
-    kind: str,  # expected kind
+    kind: str | None = None,  # expected kind; None: any
 ) -> dict:  # name → text, in the order of the names
     "Read the header; FileNotFoundError, or ValueError for a file cut short or of another kind"
     from safetensors import safe_open
@@ -142,11 +142,11 @@ def _read_header(
             header = dict(sorted((f.metadata() or {}).items()))
     except Exception as e:
         raise ValueError(
-            f"{path} is not a whole {kind} file ({e}): "
+            f"{path} is not a whole {kind or 'safetensors'} file ({e}): "
             "it may have been cut short; copy or train it again"
         ) from e
     found = header.get("kind", "file of another origin")
-    if found != kind:
+    if kind not in (None, found):
         raise ValueError(f"{path} holds a {found}, not a {kind}")
     return header
 

@@ -8,18 +8,19 @@ __all__ = ['GLICO']
 # %% ../nbs/35_glico.ipynb #131245bc
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 # %% ../nbs/35_glico.ipynb #dce5b3fc
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tqdm import tqdm
 
 # %% ../nbs/35_glico.ipynb #978988c0
+from . import training
 from .data import ImageSet, to_float
 from .losses import laplacian_pyramid
 from .mixer import Mixer
-from .training import seeded
+from .training import seeded, settings_text
 
 # %% ../nbs/35_glico.ipynb #6185725c
 def _slerp(
@@ -125,28 +126,51 @@ def _small_network(
     return nn.Sequential(*layers)
 
 # %% ../nbs/35_glico.ipynb #0c1e985b
-def _default_steps(
-    train: ImageSet,  # the few images
-    batch_size: int,  # images in a step
-) -> int:  # number of steps
-    "200 passes over the repeated set, as for the generator of HydraMix"
-    samples_per_class = max(len(train) // len(train.classes), 1)
-    repeats = max((30 if train.images.shape[-1] > 64 else 500) // samples_per_class, 1)
-    return 200 * math.ceil(len(train) * repeats / batch_size)
+class _Training(training.Training):
+    "A generator, a latent for each image and a classifier, which learn together"
 
+    def __init__(
+        self,
+        train: ImageSet,  # the few images; training runs on their device
+        config,  # settings, with those of `_fit_latents`
+    ):
+        super().__init__(train, config)
+        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)  # each pass is shuffled
+        self.images, channels = to_float(train.images), train.images.shape[1]
+        side, features = train.images.shape[2], config.features
+        self.generator = LatentGenerator(channels, side, config.latent, features=features)
+        self.classifier = _small_network(channels, len(train.classes))
+        latents = F.normalize(torch.randn(len(train), config.latent, device=self.device))
+        self.latents = nn.Embedding.from_pretrained(latents, freeze=False)
+        self.networks = dict(
+            generator=self.generator.to(self.device),
+            latents=self.latents,
+            classifier=self.classifier.to(self.device),
+        )
+        self.optimizers = dict(
+            generator=torch.optim.Adam(self.generator.parameters(), 0.7 * config.lr, (0.5, 0.999)),
+            latents=torch.optim.Adam(self.latents.parameters(), config.lr, (0.5, 0.999)),
+            classifier=torch.optim.SGD(self.classifier.parameters(), 0.1, 0.9, weight_decay=1e-4),
+        )
 
-def _optimizers(
-    generator: nn.Module,  # GLICO's generator
-    latents: torch.Tensor,  # latents of the images, float [n,latent]
-    classifier: nn.Module,  # judge of the generated images
-    lr: float,  # learning rate of the latents
-) -> list:  # of the generator, the latents and the classifier
-    "The three optimizers of the authors' code"
-    return [
-        torch.optim.Adam(generator.parameters(), 0.7 * lr, (0.5, 0.999)),
-        torch.optim.Adam([latents], lr, (0.5, 0.999)),
-        torch.optim.SGD(classifier.parameters(), 0.1, 0.9, weight_decay=1e-4),
-    ]
+    def step(self):
+        "One step of all three; the losses before it, on the device"
+        for name in ("generator", "latents"):
+            optimizer, halvings = self.optimizers[name], self.done * 200 // (self.steps * 70)
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * 0.5**halvings
+        index, z = self.next_batch(), self.latents.weight
+        generated = self.generator(z[index])
+        entropy = F.cross_entropy(self.classifier(generated), self.train.labels[index])
+        rec = _latent_loss(generated, self.images[index])
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        (rec + self.config.gamma * entropy).backward()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        with torch.no_grad():
+            z.copy_(F.normalize(z))
+        self.done += 1
+        return dict(rec=rec, entropy=entropy)
 
 # %% ../nbs/35_glico.ipynb #7a1691cd
 def _fit_latents(
@@ -159,38 +183,28 @@ def _fit_latents(
     gamma: float = 0.5,  # weight γ of the cross-entropy
     features: int = 128,  # features of the generator
     seed: int = 0,  # seed of weights, latents, order and noise
+    folder=None,  # folder of checkpoint and TensorBoard log; a checkpoint there is continued
     progress: bool = True,  # whether to show a progress bar
 ) -> tuple:  # generator in evaluation mode; latents, float [n,latent], of length one
     "GLICO: learn a generator, one latent per image and a classifier together"
-    images, device = to_float(train.images), train.images.device
-    n, large = len(train), images.shape[-1] > 64
-    batch_size = min(batch_size or (32 if large else 128), n)
-    batches = math.ceil(n / batch_size)
-    steps = steps or _default_steps(train, batch_size)
-    with seeded(seed, device):
-        generator = LatentGenerator(*images.shape[1:3], latent, features=features).to(device)
-        classifier = _small_network(images.shape[1], len(train.classes)).to(device)
-        latents = F.normalize(torch.randn(n, latent, device=device)).requires_grad_()
-        optimizers = _optimizers(generator, latents, classifier, lr)
-        for step in tqdm(range(steps), desc="GLICO", disable=not progress, mininterval=1):
-            if step % batches == 0:
-                order = torch.randperm(batches * batch_size, device=device) % n
-            index = order.split(batch_size)[step % batches]
-            for optimizer, rate in zip(optimizers[:2], (0.7 * lr, lr), strict=True):
-                optimizer.param_groups[0]["lr"] = rate * 0.5 ** (step * 200 // (steps * 70))
-            generated = generator(latents[index])
-            entropy = F.cross_entropy(classifier(generated), train.labels[index])
-            loss = _latent_loss(generated, images[index]) + gamma * entropy
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            with torch.no_grad():
-                latents.copy_(F.normalize(latents))
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"GLICO's training diverged: lower lr (now {lr})")
-    return generator.eval(), latents.detach()
+    large = train.images.shape[-1] > 64
+    config = SimpleNamespace(
+        steps=steps,
+        epochs=200,
+        samples_per_epoch=30 if large else 500,
+        batch_size=min(batch_size or (32 if large else 128), len(train)),
+        latent=latent,
+        lr=lr,
+        gamma=gamma,
+        features=features,
+        seed=seed,
+    )
+    settings = settings_text(config=vars(config), images=train.digest())
+    with seeded(seed, train.device):
+        state = _Training(train, config)
+        options = dict(name="GLICO", kind="GLICO checkpoint", progress=progress)
+        training.run(state, folder, settings, **options)
+    return state.generator.eval(), state.latents.weight.detach()
 
 # %% ../nbs/35_glico.ipynb #d71a8081
 _PROFILES = dict(
@@ -211,13 +225,14 @@ class GLICO(Mixer):
         profile: str = "paper",  # size of the training: "paper", "small" or "tiny"
         seed: int = 0,  # seed of the training
         progress: bool = True,  # whether to show a progress bar
+        folder=None,  # folder of the training, which goes on there if it was stopped
         **settings,  # settings of _fit_latents, which go before the profile's
     ):
         super().__init__(train)
         if profile not in _PROFILES:
             raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
-        settings = {**_PROFILES[profile], **settings}
-        self.generator, self.latents = _fit_latents(train, seed=seed, progress=progress, **settings)
+        settings = dict(folder=folder, progress=progress) | _PROFILES[profile] | settings
+        self.generator, self.latents = _fit_latents(train, seed=seed, **settings)
 
     def mix(self, index):
         "Images near the first of each pair: t from 0.1 to 0.4"

@@ -7,18 +7,20 @@ __all__ = ['supermix', 'SuperMix']
 
 # %% ../nbs/36_supermix.ipynb #40cde7a9
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 # %% ../nbs/36_supermix.ipynb #007c56b8
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tqdm import tqdm
 
 # %% ../nbs/36_supermix.ipynb #37457b11
-from . import classifier
+from . import classifier, training
 from .data import ImageSet, crop_flip, to_float, to_uint8
+from .files import weights_digest
 from .mixer import Mixer, _like
-from .training import seeded
+from .training import seeded, settings_text
 
 # %% ../nbs/36_supermix.ipynb #8d054887
 def _soft_masks(
@@ -123,28 +125,71 @@ def _candidates(
     return mixed, targets, loss, done
 
 # %% ../nbs/36_supermix.ipynb #543884b2
+class _Filling(training.Training):
+    "A pool that grows by a batch of candidates at every step until it is full"
+
+    names = "images", "targets", "loss", "accepted"
+
+    def __init__(
+        self,
+        teacher: nn.Module,  # classifier in evaluation mode
+        train: ImageSet,  # the few images
+        config,  # settings: pool, alpha, seed, supermix; and what a training asks for
+    ):
+        super().__init__(train, config)
+        self.teacher, self.parts = teacher, []  # a part for each step
+        self.order = torch.randperm(len(train), device=self.device)
+
+    def step(self):
+        "Mix a batch; gives the share in which the teacher sees both classes"
+        batch, config = self.config.batch_size, self.config
+        at = torch.arange(self.done * batch, (self.done + 1) * batch, device=self.device)
+        index = self.order[at % len(self.train)]
+        made = _candidates(self.teacher, self.train, index, config.alpha, config.supermix)
+        mixed, targets, loss, accepted = made
+        loss = loss.nan_to_num(torch.finfo(loss.dtype).max)  # without a loss: no best attempt
+        self.parts.append((to_uint8(mixed), targets, loss, accepted))
+        self.done += 1
+        self._end_if_full()
+        return dict(accepted=accepted.float().mean())
+
+    def mixed(self) -> dict:  # name → tensor; nothing before the first step
+        "Everything that has been mixed: images uint8, mixed labels, losses, and what is accepted"
+        return dict(zip(self.names, map(torch.cat, zip(*self.parts))))
+
+    def _end_if_full(self):
+        "Leave no further step if enough is accepted and every image had its turn"
+        accepted = torch.cat([part[-1] for part in self.parts])
+        if int(accepted.sum()) >= self.config.pool and len(accepted) >= len(self.train):
+            self.steps = len(accepted) // self.config.batch_size
+
+    def tensors(self):
+        return super().tensors() | self.mixed()
+
+    def restore(self, tensors):
+        super().restore(tensors)
+        self.parts = [tuple(tensors[name] for name in self.names)]
+        self._end_if_full()
+
+# %% ../nbs/36_supermix.ipynb #543884b4
 def _fill_pool(
     teacher: nn.Module,  # classifier in evaluation mode
     train: ImageSet,  # the few images
-    count: int,  # number of mixed images
-    alpha: float,  # parameter of the Dirichlet distribution of the shares
-    settings: dict,  # settings of supermix
+    folder,  # folder of what has been mixed so far; None: no files
     progress: bool,  # whether to show a progress bar
+    **made_of,  # settings: pool, number of mixed images; alpha; seed; supermix, a dict
 ) -> tuple:  # mixed images and main classes, ImageSet; mixed labels [n,classes]; share accepted
-    "Mix until `count` images show the teacher their classes"
-    n, chunk, parts, accepted = len(train), min(count, 100), [], 0
-    order = torch.randperm(n, device=train.labels.device)
-    with tqdm(total=count, desc="SuperMix", disable=not progress, mininterval=1) as bar:
-        for i in range(10 * math.ceil(max(count, n) / chunk)):
-            at = torch.arange(i * chunk, (i + 1) * chunk, device=order.device)
-            mixed, *rest = _candidates(teacher, train, order[at % n], alpha, settings)
-            parts.append((to_uint8(mixed), *rest))
-            new = int(rest[-1].sum())
-            bar.update(new)
-            accepted += new  # a bar that is not shown does not count
-            if accepted >= count and (i + 1) * chunk >= n:
-                break
-    images, targets, loss, done = (torch.cat(part) for part in zip(*parts, strict=True))
+    "Mix until `pool` images show the teacher their classes"
+    batch = min(made_of["pool"], 100)
+    steps = 10 * math.ceil(max(made_of["pool"], len(train)) / batch)  # at most
+    config = SimpleNamespace(**made_of, batch_size=batch, steps=steps, samples_per_epoch=1, lr=0)
+    made_by = dict(images=train.digest(), teacher=weights_digest(teacher))
+    settings = settings_text(config=made_of, **made_by)
+    with seeded(config.seed, train.device):
+        state = _Filling(teacher, train, config)
+        options = dict(name="SuperMix", kind="SuperMix pool", progress=progress)
+        training.run(state, folder, settings, **options)
+    images, targets, loss, done = state.mixed().values()
     share, main = float(done.float().mean()), targets.argmax(1)
     for label in set(main.tolist()) - set(main[done].tolist()):
         own = (main == label).nonzero()[:, 0]
@@ -178,21 +223,23 @@ class SuperMix(Mixer):
         config=None,  # classifier.Config of the teacher; None: the profile's
         teacher=None,  # trained classifier of these classes; None: train one
         seed: int = 0,  # seed of the teacher and the pool
+        folder=None,  # folder of teacher and pool; what was stopped there goes on
         progress: bool = True,  # whether to show progress bars
         **settings,  # settings of supermix, which go before the profile's
     ):
         super().__init__(train)
         size = train.images.shape[-1]
         settings = _settings(profile, size) | settings
-        count = settings.pop("pool")
+        usual = settings.pop("pool")
+        places = [None if folder is None else Path(folder) / name for name in ("teacher", "pool")]
         if teacher is None:
             config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
-            teacher = classifier.fit(train, train, None, config, progress=progress).model
-        self.teacher = teacher.eval()
-        with seeded(seed, train.images.device):
-            self.pool, self.targets, self.accepted = _fill_pool(
-                self.teacher, train, pool or count, alpha, settings, progress
-            )
+            options = dict(folder=places[0], progress=progress)
+            teacher = classifier.fit(train, train, None, config, **options).model
+        self.teacher, made_of = teacher.eval(), dict(pool=pool or usual, alpha=alpha, seed=seed)
+        self.pool, self.targets, self.accepted = _fill_pool(
+            self.teacher, train, places[1], progress, **made_of, supermix=settings
+        )
 
     def _draw(self, labels):
         "Mixed images whose larger part has these labels, and their mixed labels"

@@ -31,6 +31,24 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def in_pieces(monkeypatch):
+    "A function that calls another at a deadline that has passed until it ends: result, calls"
+    from hydramix_nb.training import OutOfTime
+
+    def run(function):
+        calls = 1
+        with monkeypatch.context() as late:
+            late.setenv("HYDRAMIX_DEADLINE", "1")
+            while True:
+                try:
+                    return function(), calls
+                except OutOfTime:
+                    calls += 1
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def cutouts(tmp_path_factory):
     "The drawn scenes in COCO's format: train and val"

@@ -246,6 +246,17 @@ def test_own_methods_may_take_settings_or_none(monkeypatch):
     assert build("Any", TRAIN, seed=4, x=1).loss == 4
 
 
+def test_methods_that_train_leave_their_state_in_a_folder(tmp_path):
+    for name in ("MixUp", "GLICO", "SuperMix"):
+        build(name, TRAIN, profile="tiny", folder=tmp_path / name, progress=False)
+    kept = tmp_path.rglob("checkpoint.safetensors")
+    assert {path.parent.relative_to(tmp_path).as_posix() for path in kept} == {
+        "GLICO",
+        "SuperMix/teacher",
+        "SuperMix/pool",
+    }
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_on_a_gpu(name, edited):

@@ -255,9 +255,9 @@ def test_in_the_registry(tmp_path):
     with pytest.raises(ValueError, match="diffuse.ipynb makes one"):
         baselines.build("DiffuseMix", TRAIN)
     with pytest.raises(
-        ValueError, match="has no setting 'folder'; it takes generated, prompts, strength"
+        ValueError, match="has no setting 'edited'; it takes generated, prompts, strength"
     ):
-        baselines.build("DiffuseMix", TRAIN, folder=tmp_path)
+        baselines.build("DiffuseMix", TRAIN, edited=tmp_path)
 
 
 def test_other_edited_images_are_another_training(tmp_path):

@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from hydramix_nb import archives, execution, gan, results, runs, speed, sweeps, tables, workers
-from hydramix_nb.files import weights_digest
+from hydramix_nb import archives, execution, files, gan, results, runs, speed, sweeps, tables
+from hydramix_nb import workers
+from hydramix_nb.files import read_tensors, weights_digest
 
 for package in ("papermill", "distributed", "pandas"):
     pytest.importorskip(package)
@@ -372,18 +374,21 @@ def test_results_from_before_there_was_a_note_of_their_code(tmp_path, no_kernels
 def test_a_checkpoint_of_another_training_is_set_aside_and_the_run_begins_anew(
     tmp_path, no_kernels
 ):
-    work = """checkpoint = pathlib.Path(out, 'checkpoint.safetensors')
-class Other(ValueError):
+    "Of several, its mixer's among them, all are"
+    work = """class Other(ValueError):
     ename, evalue = "ValueError", "checkpoint belongs to another training (other images)"
-if checkpoint.exists():
+if list(pathlib.Path(out).rglob("checkpoint.safetensors")):
     raise Other
 value = x ** 2"""
     (task,) = sweeps.plan(toy(tmp_path, work), [dict(x=3)], tmp_path / "runs")
-    task.folder.mkdir(parents=True)
-    (task.folder / "checkpoint.safetensors").write_text("of other images")
+    places = [task.folder / name for name in (".", "mixer/teacher", "mixer/pool")]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "checkpoint.safetensors").write_text("of other images")
     (outcome,) = sweeps.sweep([task], progress=False)
     assert outcome.result == dict(value=9.0), outcome.error
-    assert (task.folder / "superseded.safetensors").read_text() == "of other images"
+    for place in places:
+        assert (place / "superseded.safetensors").read_text() == "of other images"
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"/x": 3}', '{"/x": [1, 2, 3, 4]}'])
@@ -735,6 +740,40 @@ def test_a_sweep_in_pieces_gives_the_same_numbers(tmp_path, main, quick_kernels,
     assert half.config == exact.config and half.history == exact.history
     for a, b in zip(half.generator.parameters(), exact.generator.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_mixer_that_trains_goes_on_where_its_run_was_stopped(
+    tmp_path, in_pieces, monkeypatch, one_thread
+):
+    "With the same numbers; in the end no checkpoint is left"
+    read = files._read_header  # every checkpoint says that it took 1000 seconds
+    monkeypatch.setattr(files, "_read_header", lambda *of: read(*of) | dict(seconds="1000"))
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: plt.close("all"))
+    cells = nbformat.read(ROOT / "nbs/experiments/classify.ipynb", 4).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+
+    def classify(name, method="GLICO"):
+        space = {}
+        exec(sources[0], space)
+        space |= dict(samples_per_class=2, size=16, profile="tiny", device="cpu", method=method)
+        space |= dict(out=str(tmp_path / name), classifier_settings=dict(steps=2))
+        for source in sources[1:]:
+            exec(source, space)
+        return json.loads((tmp_path / name / "result.json").read_text())
+
+    alone, (cut, calls) = classify("alone"), in_pieces(lambda: classify("pieces"))
+    assert calls == 5, "four steps of GLICO, two of the classifier"
+    times = dict.fromkeys(["seconds", "finished"])
+    assert alone | times == cut | times
+    assert 2000 < cut["seconds"] < 2999, "earlier calls' of GLICO and of the classifier"
+    one, other = (
+        read_tensors(tmp_path / name / "classifier.safetensors", "classifier")[0].values()
+        for name in ("alone", "pieces")
+    )
+    assert all(map(torch.equal, one, other))
+    classify("pool", "SuperMix")
+    assert (tmp_path / "pool/mixer/teacher").is_dir()
+    assert not list(tmp_path.rglob("checkpoint.safetensors"))
 
 
 def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path, monkeypatch, capsys):

@@ -1,8 +1,11 @@
 "The pool of SuperMix, and its teacher."
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from hydramix_nb import classifier
+from hydramix_nb import classifier, supermix
 from hydramix_nb.data import ImageSet
 from hydramix_nb.supermix import SuperMix
 
@@ -46,3 +49,57 @@ def test_supermix_pool_is_the_same_with_and_without_a_bar():
     teacher = classifier.fit(TRAIN, TEST, None, CONFIG, progress=False).model
     made = [SuperMix(TRAIN, "tiny", teacher=teacher, progress=bar).pool.images for bar in (0, 1)]
     assert torch.equal(*made)
+
+
+def small(**changes):
+    "SuperMix whose pool takes several steps"
+    settings = dict(pool=101, iterations=1, config=CONFIG, progress=False) | changes
+    return SuperMix(TRAIN, "tiny", **settings)
+
+
+def same(a, b):
+    "Whether two pools are the same to the last bit, and their teachers"
+    states = (m.teacher.state_dict().values() for m in (a, b))
+    return (
+        torch.equal(a.pool.images, b.pool.images)
+        and torch.equal(a.targets, b.targets)
+        and a.accepted == b.accepted
+        and all(torch.equal(x, y) for x, y in zip(*states, strict=True))
+    )
+
+
+def test_supermix_in_pieces_is_supermix_in_one(tmp_path, in_pieces, monkeypatch, one_thread):
+    "To the last bit; and what is finished is read and not made again"
+    alone = small()
+    cut, calls = in_pieces(lambda: small(folder=tmp_path))
+    assert calls > 3 and same(cut, alone)
+    monkeypatch.setattr(supermix, "_candidates", None)
+    monkeypatch.setattr(classifier.Training, "step", None)
+    assert same(small(folder=tmp_path), alone)
+
+
+def test_supermix_of_other_settings_or_another_teacher_is_refused(tmp_path):
+    teacher = small(pool=5, folder=tmp_path).teacher
+    with pytest.raises(ValueError, match=r"pool.*another training \(alpha: 3.0 → 1.0\)"):
+        small(pool=5, alpha=1.0, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"teacher.*another training \(dropout"):
+        small(pool=5, config=replace(CONFIG, dropout=0.5), folder=tmp_path)
+    teacher[-1].bias.data += 1
+    with pytest.raises(ValueError, match=r"pool.*another training \(other teacher\)"):
+        small(pool=5, teacher=teacher, folder=tmp_path)
+
+
+def test_a_mixture_without_a_loss_spoils_no_pool(monkeypatch):
+    made = supermix._candidates
+
+    def without(*arguments):
+        mixed, targets, loss, accepted = made(*arguments)
+        return (
+            mixed,
+            targets,
+            torch.where(torch.arange(len(loss)) % 5 == 0, torch.nan, loss),
+            accepted,
+        )
+
+    monkeypatch.setattr(supermix, "_candidates", without)
+    assert set(small(pool=9).pool.labels.tolist()) == {0, 1, 2}
