@@ -359,7 +359,8 @@ def distribute(work):
     )
     (source,) = dist.glob("*.tar.gz")
     with tarfile.open(source) as archive:
-        archive.extractall(work, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # new in Python 3.11.4
+        archive.extractall(work)
     unpacked = work / source.name.removesuffix(".tar.gz")
     subprocess.run([sys.executable, "-c", hook.format("wheel"), str(dist)], cwd=unpacked, **options)
     (wheel,) = dist.glob("*.whl")
