@@ -368,6 +368,12 @@ def _read_engine(options):
                 f"--together {together!r}: 1 or more, on the GPUs of this machine alone"
             )
         workers = int(together) * max(1, len(_gpus()))
+    _, numbered, gpu = options["device"].partition("cuda:")
+    if numbered and workers:
+        raise ValueError(
+            f"--device cuda:{gpu}: each worker is given a GPU as cuda; "
+            f"choose them before, as CUDA_VISIBLE_DEVICES={gpu}"
+        )
     minutes = _read_minutes(options["minutes"])
     return dict(workers=workers, scheduler=scheduler, resources=offered, minutes=minutes)
 

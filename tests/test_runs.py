@@ -481,6 +481,7 @@ def test_together_is_so_many_workers_for_each_gpu(one_gpu, tmp_path, main):
     assert "3 runs share each GPU" in main(*ask, "--together", "4").stdout
     assert "share" not in main(*ask, "--workers", "gpu").stdout
     engine = dict(workers="gpu", scheduler=None, resources=None, minutes=None, together="4")
+    engine["device"] = "auto"
     assert tables._read_engine(engine)["workers"] == 4
 
 
@@ -628,6 +629,7 @@ def test_the_command_makes_a_table(tmp_path, main, command, quick_kernels):
         ([*TINY, "--together", "2", "--scheduler", "tcp://a:1"], "on the GPUs of this machine"),
         ([*TINY, "--device", "gpu0"], "device 'gpu0': auto, cpu, cuda or cuda:N"),
         ([*TINY, "--device", "cuda:99"], "cuda:99"),
+        ([*TINY, "--device", "cuda:1", "--workers", "2"], "CUDA_VISIBLE_DEVICES=1"),
         ([*TINY, "--datasets", "npz:not/there"], "--datasets npz:not/there: nothing at"),
         ([*TINY, "--datasets", "folder:not, there"], "data set 'there'"),
         ([*TINY, "--datasets", "npz:not/there", "--dry_run"], "nothing at"),
