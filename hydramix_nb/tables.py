@@ -337,7 +337,7 @@ def _read_runs(options, known):
     seeds = _read_option("seeds", options["seeds"], "int")
     return grid(options["experiment"], profile=options["profile"], seeds=seeds, **axes)
 
-
+# %% ../nbs/64_tables.ipynb #5f0b8c3e
 def _read_minutes(text):
     "A number of minutes; None where the option is not given"
     if text is None or re.fullmatch(r"\d*\.?\d+", text) and float(text) > 0:
