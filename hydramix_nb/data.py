@@ -421,7 +421,7 @@ def _own_path(name, root):
     raise FileNotFoundError(f"{name}: nothing at {' or at '.join(looked)}")
 
 
-def _own_images(name, split, root, size, few, choose):
+def _own_images(name, split, root, size, choose):
     "The set of a folder:PATH or npz:PATH; errors name the path"
     path = _own_path(name, root)
     if name.startswith("npz:"):
@@ -430,7 +430,8 @@ def _own_images(name, split, root, size, few, choose):
         arrays = _read_folder(path, split, size, choose)
     try:
         data = ImageSet(*arrays)
-        return data.few_shot(*few) if few and name.startswith("npz:") else data
+        whole = choose and name.startswith("npz:")
+        return data[choose(data.labels, data.classes)] if whole else data
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
 
@@ -445,7 +446,7 @@ def _load_named(name, split, root, download, size, few):
         raise ValueError(f"{name} has the splits train and test, not val")
     choose = few and (lambda labels, classes: few_shot_indices(labels, *few, classes))
     if own:
-        return _own_images(name, split, root, size, few, choose)
+        return _own_images(name, split, root, size, choose)
     if name == "toys":
         return ImageSet(*toys.draw(100, size or 32, split, choose=choose))
     if name == "photos":

@@ -32,21 +32,20 @@ def _gpus():
     return [str(i) for i in range(len(re.findall(r"^GPU ", listed, re.M)))]
 
 
-def _sharing(workers):
-    "How many of so many workers share a GPU; 0 where there is none"
-    gpus = len(_gpus())
-    return -(-workers // gpus) if gpus else 0
+def _sharing(workers, gpus):
+    "How many of so many workers share one of these GPUs; 0 where there is none"
+    return -(-workers // len(gpus)) if gpus else 0
 
 
-def _worker_environment(i, workers):
+def _worker_environment(i, workers, gpus):
     "Environment of the i-th worker: its share of the cores, its GPU, its share of that"
     from dask.system import CPU_COUNT
 
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, CPU_COUNT // workers)))
     environment = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-    if gpus := _gpus():
+    if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
-        environment["HYDRAMIX_TOGETHER"] = str(_sharing(workers))
+        environment["HYDRAMIX_TOGETHER"] = str(_sharing(workers, gpus))
     return environment
 
 # %% ../nbs/61_workers.ipynb #61a0b00e
@@ -65,7 +64,7 @@ def _succeeds(command, environment, said=""):
 @contextlib.contextmanager
 def _side_by_side(workers):
     "Environment in which the kernels of workers that share a GPU run side by side, by MPS"
-    together, control = _sharing(workers), shutil.which("nvidia-cuda-mps-control")
+    together, control = _sharing(workers, _gpus()), shutil.which("nvidia-cuda-mps-control")
     if together < 2 or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:  # there is a daemon already
         yield {}
         return
@@ -86,11 +85,12 @@ def _side_by_side(workers):
 # %% ../nbs/61_workers.ipynb #61a0b012
 def _memory_of_each(workers):
     "How much of a GPU's memory each of so many workers has, in words; empty where none is shared"
-    together = _sharing(workers)
+    gpus = _gpus()
+    together = _sharing(workers, gpus)
     if together < 2:
         return ""
     ask = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    asked = subprocess.run([*ask, "-i", ",".join(_gpus())], capture_output=True, text=True)
+    asked = subprocess.run([*ask, "-i", ",".join(gpus)], capture_output=True, text=True)
     free = [int(line) for line in asked.stdout.split() if line.isdigit()]
     each = f": {min(free) * 2**20 / 1e9 / together:.1f} GB for each" if free else ""
     return f"{together} runs share each GPU{each}"
@@ -103,10 +103,10 @@ def _local_cluster(n):
     import logging
 
     distributed = import_extra("distributed")
-    quiet = logging.CRITICAL
+    quiet, gpus = logging.CRITICAL, _gpus()
 
     def worker(i, shared):
-        environment = _worker_environment(i, n) | shared
+        environment = _worker_environment(i, n, gpus) | shared
         options = dict(nthreads=1, memory_limit=0, silence_logs=quiet, env=environment)
         return dict(cls=distributed.Nanny, options=options)
 
