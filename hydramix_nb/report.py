@@ -18,7 +18,7 @@ from .files import write_text
 from .results import compare, measured, select_runs, _VARIED, _counterpart
 from .runs import run_id
 from .sweeps import _describe_failure, plan, sweep
-from .tables import EXPERIMENTS, grid, _notebook_of
+from .tables import _ALONE, EXPERIMENTS, grid, _notebook_of
 
 # %% ../nbs/66_report.ipynb #90af3be5
 _MARKDOWN = {1: "**{}**", 2: "<u>{}</u>"}
@@ -310,7 +310,7 @@ def _counted(name, asked, there):
     columns = dict(datasets="dataset", samples_per_class="samples_per_class", seeds="seed")
     filled = {k: asked[k] or sorted(set(there[column])) for k, column in columns.items()}
     found = set(there.method)
-    if name == "table_2" and found & {"AutoAugment", "TrivialAugment"}:
+    if name == "table_2" and found.intersection(_ALONE):
         found.add("Baseline")  # its rows with a policy
     known = EXPERIMENTS[name]["method"]
     others = sorted(found - set(known)) if name == "table_1" else []

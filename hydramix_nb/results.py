@@ -28,7 +28,7 @@ from hydramix_nb.runs import (
     import_extra,
     run_id,
 )
-from .tables import EXPERIMENTS, _notebook_of, _fixed_values
+from .tables import _ALONE, EXPERIMENTS, _notebook_of, _fixed_values
 
 # %% ../nbs/65_results.ipynb #8f614bb1
 _REPORTED = Path(hydramix_nb.__file__).with_name("reported_results.csv")
@@ -51,7 +51,7 @@ def reported(
         frame[name] = frame.setting.str.extract(rf"{name}=([^;]+)")[0]
     frame = frame.rename(columns=_OUR_NAMES).drop(columns="setting")
     frame["metric"] = frame.metric.fillna("top1")
-    alone = frame.method.isin(["AutoAugment", "TrivialAugment"])
+    alone = frame.method.isin(_ALONE)
     frame["auto_augment"] = frame.auto_augment.where(~alone).fillna("none")
     frame["n_images"] = frame.n_images.fillna("4").astype(int)
     return frame if table is None else frame[frame.table == str(table)].reset_index(drop=True)
@@ -180,7 +180,6 @@ _VARIED = dict(
     figure_6="generator_size",
     figure_8="segment_noise",
 )  # column of the results
-_ALONE = ["AutoAugment", "TrivialAugment"]  # with the baseline, a policy is a method
 _PARAMETER_OF = dict(generator_data="generator_dataset", generator_size="image_size")
 _DEFAULTS = dict(
     auto_augment="none",
