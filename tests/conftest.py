@@ -32,6 +32,22 @@ def one_thread():
 
 
 @pytest.fixture
+def lasting():
+    "What a look finds each time for ten seconds: another test may be about to use it or clear it"
+
+    def look_again(look, *arguments):
+        found = look(*arguments)
+        for _ in range(100):
+            if not found:
+                break
+            time.sleep(0.1)
+            found &= look(*arguments)
+        return found
+
+    return look_again
+
+
+@pytest.fixture
 def in_pieces(monkeypatch):
     "A function that calls another at a deadline that has passed until it ends: result, calls"
     from hydramix_nb.training import OutOfTime

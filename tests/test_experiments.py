@@ -2,7 +2,6 @@
 
 import ast
 import json
-import time
 import tokenize
 from io import StringIO
 from pathlib import Path
@@ -142,18 +141,8 @@ def shared(tmp_path_factory, worker_id):
 
 
 def half_written(folder):
-    "Files under partial names that nobody finishes: another test may be writing in the folder"
-
-    def found():
-        return {p for p in folder.rglob("*") if p.suffix in {".tmp", ".partial"}}
-
-    left = found()
-    for _ in range(100):
-        if not left:
-            break
-        time.sleep(0.1)
-        left &= found()
-    return left
+    "Files under partial names"
+    return {p for p in folder.rglob("*") if p.suffix in {".tmp", ".partial"}}
 
 
 def execute(path, settings, folder):
@@ -175,7 +164,7 @@ def execute(path, settings, folder):
 @pytest.mark.parametrize(
     "path", [path for path in EXPERIMENTS if path.stem not in (*RUNS, "quickstart")], ids=by_name
 )
-def test_runs_at_tiny_settings(path, tmp_path, shared, quick_kernels):
+def test_runs_at_tiny_settings(path, tmp_path, shared, quick_kernels, lasting):
     known = papermill.inspect_notebook(str(path))
     settings, out = tiny(path, known), shared if "engine" in known else tmp_path / "out"
     if "out" in known:
@@ -191,10 +180,10 @@ def test_runs_at_tiny_settings(path, tmp_path, shared, quick_kernels):
         assert not notebook or list(out.glob(f"{notebook}/*/{notebook}.ipynb")), (
             f"{notebook} was not executed"
         )
-    assert not half_written(out), "half-written files are left behind"
+    assert not lasting(half_written, out), "half-written files are left behind"
 
 
-def test_quickstart_finds_the_same_with_two_processes(tmp_path, quick_kernels):
+def test_quickstart_finds_the_same_with_two_processes(tmp_path, quick_kernels, lasting):
     path, found = ROOT / "nbs/experiments/quickstart.ipynb", []
     for workers in (1, 2):
         out = tmp_path / str(workers)
@@ -204,7 +193,7 @@ def test_quickstart_finds_the_same_with_two_processes(tmp_path, quick_kernels):
         assert list(out.glob("*.png")) and list(out.glob("*.pdf")), (
             "figures are written as PNG and PDF"
         )
-        assert not half_written(out), "half-written files are left behind"
+        assert not lasting(half_written, out), "half-written files are left behind"
     assert found[0] == found[1] and len(found[0]) == 2
 
 

@@ -196,9 +196,9 @@ def test_a_notebook_that_writes_no_result_is_a_failure(tmp_path):
     assert outcome.state == "failed" and "ended without a result" in outcome.error
 
 
-def test_braces_in_paths_and_no_sockets_left(tmp_path):
+def test_braces_in_paths_and_no_sockets_left(tmp_path, lasting):
     def left():
-        "Folders of kernels that no process names: another test may be about to start its kernel"
+        "Folders of kernels that no process names"
         commands = [" ".join(q.info["cmdline"] or []) for q in psutil.process_iter(["cmdline"])]
         new = set(Path(tempfile.gettempdir()).glob("hydramix-*")) - before
         return {p for p in new if not any(str(p) in command for command in commands)}
@@ -208,13 +208,7 @@ def test_braces_in_paths_and_no_sockets_left(tmp_path):
         sweeps.plan(toy(folder), [dict(x=3)], folder / "runs"), progress=False
     )
     assert outcome.result == dict(value=9.0)
-    found = left()
-    for _ in range(100):
-        if not found:
-            break
-        time.sleep(0.1)
-        found &= left()
-    assert not found, f"nobody uses {found}"
+    assert not (found := lasting(left)), f"nobody uses {found}"
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
