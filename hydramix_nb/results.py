@@ -244,9 +244,11 @@ def _wanted(experiment, datasets, samples_per_class, methods, seeds, axes):
         if values := [values] if alone else list(values or []):
             wanted[name] = [_as_cell(value) for value in values]
     if "method" in wanted:
-        names = ["ChimeraMix+Seg" if m == "ChimeraMix" else m for m in wanted["method"]]
-        with_policy = experiment == "table_2" and "Baseline" in names
-        wanted["method"] = names + (_ALONE if with_policy else [])
+        wanted["method"] = ["ChimeraMix+Seg" if m == "ChimeraMix" else m for m in wanted["method"]]
+    if experiment == "table_2":  # there a policy is the baseline with it
+        names = wanted.setdefault("method", [*EXPERIMENTS[experiment]["method"]])
+        if "Baseline" in names:
+            names += [p for p in _ALONE if p in wanted.get("auto_augment", _ALONE)]
     return wanted
 
 
@@ -254,7 +256,7 @@ def _has(frame, name, values):
     "Which rows have one of these values of a parameter"
     found = frame[name].isin(values)
     if name == "auto_augment":
-        return found.where(~frame.method.isin(_ALONE), frame.method.isin(values))
+        return found | frame.method.isin(_ALONE)
     if name == "generator_dataset":
         return found | (frame[name] == "") & frame.dataset.isin(values)
     if name == "image_size":

@@ -353,6 +353,11 @@ def several(tmp_path):
         ("table_2", dict(auto_augment=["TrivialAugment"], methods=["Baseline"]), "TrivialAugment"),
         (
             "table_2",
+            dict(auto_augment=["none"], methods=["HydraMix", "TrivialAugment"]),
+            "HydraMix|TrivialAugment",
+        ),
+        (
+            "table_2",
             dict(auto_augment=["AutoAugment"], methods=["HydraMix"]),
             "HydraMix + AutoAugment",
         ),
