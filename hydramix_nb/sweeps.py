@@ -101,11 +101,20 @@ def _with_data(tasks):
         for task, names in zip(tasks, named, strict=True)
     ]
 
-# %% ../nbs/62_sweeps.ipynb #13548dff
+# %% ../nbs/62_sweeps.ipynb #13548dfe
 def _absolute(path):
     return str(Path(path).expanduser().resolve())
 
 
+def _folder_of_runs(out):
+    "The absolute path of a folder; NotADirectoryError where a file is in its place"
+    out = Path(_absolute(out))
+    for place in (out, *out.parents):
+        if place.is_file():
+            raise NotADirectoryError(f"{place} is a file, and a folder for runs is needed")
+    return str(out)
+
+# %% ../nbs/62_sweeps.ipynb #13548dff
 def plan(
     notebook,  # path or name of the notebook that is one run
     runs,  # dicts of parameters; what they leave out are the notebook's defaults
@@ -120,7 +129,7 @@ def plan(
     text = notebook.read_text(encoding="utf-8")
     root = data_root or os.environ.get("HYDRAMIX_DATA") or ""
     common = dict(
-        out=_absolute(out),
+        out=_folder_of_runs(out),
         experiment=notebook.stem,
         notebook=text,
         device=device,

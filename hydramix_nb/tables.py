@@ -8,6 +8,7 @@ __all__ = ['EXPERIMENTS', 'grid', 'main']
 # %% ../nbs/64_tables.ipynb #e60bb582
 import argparse
 import ast
+import contextlib
 import csv
 import itertools
 import json
@@ -88,6 +89,12 @@ def _notebook_of(
     experiment: str,  # one of EXPERIMENTS
 ) -> str:  # name of a notebook
     "Name the notebook that is one run of the experiment"
+    if experiment not in EXPERIMENTS:
+        with contextlib.suppress(FileNotFoundError):
+            alone = find_notebook(experiment)
+            raise ValueError(
+                f"{experiment} is no list of runs: papermill {alone} out.ipynb does it"
+            )
     return _NOTEBOOKS.get(check_choice(experiment, list(EXPERIMENTS), "experiment"), "classify")
 
 # %% ../nbs/64_tables.ipynb #c1d80e46
@@ -313,7 +320,8 @@ def _parser(known, experiment=None):
     defaults = dict(profile="small", seeds="0,1,2,3,4", out="runs", workers="0", device="auto")
     for name, text in _GRID_HELP.items():
         said = _option_help(name, text, experiment)
-        option(name, metavar="A,B", default=defaults.get(name), help=said)
+        meta = "NAME" if name == "profile" else "A,B"
+        option(name, metavar=meta, default=defaults.get(name), help=said)
     for name, (kind, _, text) in known.items():
         if name not in _OF_GRID:
             meta = "DICT" if kind == "dict" else "A,B"

@@ -642,6 +642,7 @@ def test_the_command_makes_a_table(tmp_path, main, command, quick_kernels):
         ([*TINY, "--minutes", "nine"], "--minutes 'nine'"),
         ([*TINY, "--classifier_settings", "{'step': 1}"], "classifier_settings"),
         ([*TINY, "--sedes", "1"], ""),
+        (["figure_7", "--seeds", "0"], "figure_7 is no list of runs: papermill "),
     ],
     ids=lambda v: "",
 )
@@ -650,6 +651,16 @@ def test_wrong_options_are_refused_with_status_2(wrong, says, tmp_path, capsys):
         tables.main([*wrong, "--out", str(tmp_path / "runs")])
     assert e.value.code == 2 and says in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("deeper", ["", "runs"])
+def test_an_out_that_is_a_file_is_refused_with_status_2(deeper, tmp_path, capsys):
+    file = tmp_path / "home.zip"
+    file.write_text("")
+    with pytest.raises(SystemExit) as e:
+        tables.main([*TINY, "--out", str(file / deeper), "--dry_run"])
+    assert e.value.code == 2
+    assert f"{file} is a file, and a folder for runs is needed" in capsys.readouterr().err
 
 
 def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
