@@ -27,7 +27,7 @@ from .diff_augment import diff_augment
 from .discriminator import Discriminator
 from .fast_generator import make_fast
 from .files import tensor_digest
-from .generator import Generator
+from .generator import Generator, _check_channels
 from .losses import adversarial_loss, laplacian_loss, reconstruction_loss
 from .quality import _Report
 from hydramix_nb.speed import (
@@ -374,7 +374,9 @@ class Training(_Ended):
 
 # %% ../nbs/26_gan.ipynb #fbdf1040
 def _check(train, config):
-    "ValueError for images that cannot be mixed"
+    "TypeError for settings that are none, ValueError for images that cannot be mixed"
+    if not isinstance(config, Config):
+        raise TypeError(f"config is a {type(config).__name__}: gan.profile(name, size) gives one")
     _check_square(train.images)
     if len(train.classes) < 2:
         raise ValueError(
@@ -388,6 +390,17 @@ def _check(train, config):
                 f"class {name!r} has {n} image{'s' * (n != 1)}: mixing needs {needed} or more; "
                 "add images or leave the class out"
             )
+
+
+def _check_start(start, train, config):
+    "TypeError or ValueError for a generator whose weights do not fit the images and settings"
+    if not isinstance(start, Trained):
+        raise TypeError(f"start is a {type(start).__name__}: gan.load or gan.pretrained gives one")
+    _check_channels(start.generator, train.images)
+    for name in ("features", "encoder_blocks", "decoder_blocks"):
+        theirs, ours = getattr(start.config, name), getattr(config, name)
+        if theirs != ours:
+            raise ValueError(f"start has {name}={theirs}, the settings say {name}={ours}")
 
 # %% ../nbs/26_gan.ipynb #8103fc97
 def _finished(folder, settings, config, steps, device):
@@ -441,6 +454,8 @@ def fit(
     train = train if device is None else train.to(device)
     config = config or profile(size=max(train.images.shape[-2:]))
     _check(train, config)
+    if start is not None:
+        _check_start(start, train, config)
 
     def make_training():
         state = Training(train, config, cache, fast=fast, chunks=chunks)

@@ -203,7 +203,8 @@ def load(
 ) -> Trained:
     "Read a trained generator. FileNotFoundError or ValueError where it is not there or not one"
     path = _weights_path(path)
-    if not path.exists() and (path.parent / _CHECKPOINT).exists():
+    unfinished = path == _weights_path(path.parent) and (path.parent / _CHECKPOINT).exists()
+    if unfinished and not path.exists():
         raise FileNotFoundError(
             f"{path.parent} holds a training that is not finished: "
             "gan.fit with the same settings and folder finishes it"

@@ -318,6 +318,29 @@ def test_one_image_per_class_suffices_where_nothing_is_mixed():
         gan.fit(noise(3, n=1), replace(CONFIG, image_size=16, n_images=2), progress=False)
 
 
+def test_what_is_no_generator_and_no_settings_is_refused_before_segmentation(monkeypatch):
+    monkeypatch.setattr(composing, "segment", None)
+    shipped = gan.pretrained()
+    for config, start, message in (
+        ("small", None, "config is a str: gan.profile"),
+        (dict(steps=1), None, "config is a dict"),
+        (CONFIG, "pretrained", "start is a str: gan.load or gan.pretrained"),
+        (CONFIG, shipped, f"start has features=16, the settings say features={CONFIG.features}"),
+        (gan.profile("small"), replace(shipped, generator=gan.Generator(1)), "was trained on 1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            gan.fit(noise(3), config, start=start)
+
+
+def test_another_file_beside_an_unfinished_training(tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "generator.safetensors"):
+        with pytest.raises(FileNotFoundError, match="a training that is not finished"):
+            gan.load(path)
+    with pytest.raises(FileNotFoundError, match="mine.safetensors: there is no such file"):
+        gan.load(tmp_path / "mine.safetensors")
+
+
 def test_refused_before_segmentation(monkeypatch):
     monkeypatch.setattr(composing, "segment", None)
     for images, message in (
