@@ -20,6 +20,7 @@ import torch
 from . import toys
 from .files import tensor_digest
 from hydramix_nb.own_images import (
+    _check_asked,
     _fit_square,
     _read_dataset,
     _read_folder,
@@ -397,7 +398,7 @@ _DATASETS = ("photos", "toys", *_PUBLISHED, "folder:PATH", "npz:PATH")
 
 def _check_name(name):
     "ValueError for an unknown name; a warning where a folder of the same name is left alone"
-    here = _name_of_path(name) if name and Path(name).exists() else None
+    here = _name_of_path(name) if name and Path(os.path.expanduser(name)).exists() else None
     if name not in _DATASETS and name.partition(":")[0] + ":PATH" not in _DATASETS:
         meant = f"; what lies at {name} is {here!r}" if here else ""
         raise ValueError(f"unknown data set {name!r}; there are {', '.join(_DATASETS)}{meant}")
@@ -465,6 +466,7 @@ def load_images(
     few=None,  # samples per class and seed, as `few_shot` draws; None: all images
 ):  # `ImageSet` on the CPU
     "A data set by its name; ValueError for an unknown one, FileNotFoundError for a missing one"
+    _check_asked(size, few)
     if isinstance(name, os.PathLike):
         name = _name_of_path(name)
     if isinstance(name, str):

@@ -11,6 +11,7 @@ import operator
 import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,16 @@ def _as_rgb(im):
     return im.convert("RGB")
 
 # %% ../nbs/01_own_images.ipynb #a1c0f107
+def _unreadable(path, e):
+    "The error for a file that is no image; where its format is unknown, with the ways out"
+    from PIL import UnidentifiedImageError
+
+    ways = "; convert it to JPEG or PNG, or move it elsewhere"
+    return ValueError(
+        f"cannot read {path} as an image: {e}{ways * isinstance(e, UnidentifiedImageError)}"
+    )
+
+
 def read_image(
     path,  # image file in any format that PIL reads; of an animation, the first frame
     size=None,  # side of the square to fit it to, pixels; None: the file's own size
@@ -61,10 +72,20 @@ def read_image(
         with Image.open(Path(path).expanduser()) as im:
             image = torch.from_numpy(np.array(_as_rgb(im))).permute(2, 0, 1).contiguous()
     except Exception as e:
-        raise ValueError(f"cannot read {path} as an image: {e}") from e
+        raise _unreadable(path, e) from e
     return image if size is None else _fit_square(image[None], size)[0]
 
 # %% ../nbs/01_own_images.ipynb #a1c0f009
+def _check_asked(size, few):
+    "TypeError or ValueError for a size, or for a number of few images, that cannot be"
+    if size is not None and not isinstance(size, Integral):
+        raise TypeError(f"size={size!r}: the side of a square in pixels is needed, an int")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    if few is not None and (not isinstance(few, (tuple, list)) or len(few) != 2):
+        raise TypeError(f"few={few!r}: images of each class and a seed are needed, as few=(5, 0)")
+
+
 def _fit_square(
     images,  # images, uint8 [n,C,H,W], or label maps
     size,  # side of the result, pixels
@@ -148,7 +169,7 @@ def _shorter_side(path):
         with Image.open(path) as im:
             return min(im.size)
     except Exception as e:
-        raise ValueError(f"cannot read {path} as an image: {e}") from e
+        raise _unreadable(path, e) from e
 
 
 def _common_size(splits, pool):
@@ -367,6 +388,13 @@ def _train_classes(path):
     return _npz_classes(names, path)
 
 # %% ../nbs/01_own_images.ipynb #a1c0f131
+def _pair(item, index):
+    "An item of a data set, if it is a pair"
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise TypeError(f"item {index} is a {type(item).__name__}: a pair of image and label")
+    return item
+
+
 def _pair_image(image, index):
     "An item of a data set as uint8 [C,H,W]"
     if hasattr(image, "getextrema"):  # PIL's
@@ -387,15 +415,18 @@ def _whole(label, index):
     except TypeError:
         raise TypeError(f"item {index}: the label {label!r} is no whole number") from None
 
-
+# %% ../nbs/01_own_images.ipynb #a1c0f231
 def _read_dataset(
     dataset,  # pairs of image and label, with `classes` if they have names
     size=None,  # side of the images, pixels; None: as they are, and all the same
 ):  # images uint8 [n,C,H,W], labels int64 [n], class names
     "Read all images of a data set, once; TypeError or ValueError names the item that does not fit"
+    if not hasattr(dataset, "__len__"):
+        what = "a name, a path, an ImageSet, or pairs of image and label"
+        raise TypeError(f"{type(dataset).__name__} is no data set: {what}")
     images, labels = [], []
     for index in range(len(dataset)):
-        image, label = dataset[index]
+        image, label = _pair(dataset[index], index)
         image = _pair_image(image, index)
         if size is not None:
             image = _fit_square(image[None], size)[0]

@@ -204,7 +204,7 @@ def test_litter_does_not_count(pets):
         ),
         pytest.param(
             lambda p: (p / "dog/a.jpg").write_bytes(b"<html>404</html>"),
-            "dog/a.jpg as an image: cannot identify",
+            "dog/a.jpg as an image: cannot identify.*; convert it to JPEG or PNG, or move it",
             id="a web page",
         ),
         pytest.param(
@@ -324,6 +324,8 @@ def test_broken_npz(tmp_path, arrays, message):
     "items, error, message",
     [
         ([], ValueError, "no images"),
+        (None, TypeError, "NoneType is no data set: a name, a path, an ImageSet"),
+        (torch.stack([BRIGHT] * 3), TypeError, "item 0 is a Tensor: a pair of image and label"),
         ([(0, 0)], TypeError, "item 0: an image is one of PIL's or a tensor"),
         ([(BRIGHT, 0), (BRIGHT, 0.5)], TypeError, "item 1: the label 0.5 is no whole number"),
         ([(BRIGHT, "cat")], TypeError, "item 0: the label 'cat' is no whole number"),
@@ -338,6 +340,28 @@ def test_broken_npz(tmp_path, arrays, message):
 def test_data_sets_of_items_that_do_not_fit(items, error, message):
     with pytest.raises(error, match=message):
         load_images(items)
+
+
+@pytest.mark.parametrize(
+    "asked, error, message",
+    [
+        (dict(size="32"), TypeError, "size='32': the side of a square in pixels"),
+        (dict(size=32.0), TypeError, "size=32.0"),
+        (dict(size=(32, 32)), TypeError, "size=.32, 32."),
+        (dict(size=0), ValueError, "size must be at least 1, got 0"),
+        (dict(few=5), TypeError, "few=5: images of each class and a seed"),
+    ],
+)
+def test_what_cannot_be_asked_for(pets, asked, error, message):
+    for name in (f"folder:{pets}", "toys"):
+        with pytest.raises(error, match=message):
+            load_images(name, **asked)
+
+
+def test_a_path_from_home_without_its_kind(pets, monkeypatch):
+    monkeypatch.setenv("HOME", str(pets.parent))
+    with pytest.raises(ValueError, match=f"what lies at ~/{pets.name} is 'folder:~/{pets.name}'"):
+        load_images(f"~/{pets.name}")
 
 
 def test_labels_of_every_kind_of_whole_number():
