@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 # %% ../nbs/31_image_folders.ipynb #2faec616
 from .data import to_uint8
-from .files import read_json, write_json, write_png, write_text
+from .files import _check_folder, read_json, write_json, write_png, write_text
 from .identity import describe
-from .mixer import Mixer
+from .mixer import Mixer, _check_mixer
 from .training import seeded
 
 # %% ../nbs/31_image_folders.ipynb #943f763b
@@ -49,7 +49,8 @@ def _claim_folder(
     "Note in a folder how its images are made; ValueError if they are made otherwise, or by hand"
     note = Path(folder).expanduser() / "generated.json"
     if not note.exists():
-        if note.parent.exists() and any(note.parent.iterdir()):
+        _check_folder(folder)
+        if any(note.parent.iterdir()):
             raise ValueError(
                 f"{folder} is not empty, and what is in it was not written by generate: "
                 "name another folder"
@@ -105,6 +106,7 @@ def generate(
     progress: bool = True,  # show a progress bar
 ) -> Path:  # the folder
     "Write generated images as PNG into class folders; files that exist are kept"
+    _check_mixer(mixer)
     train, folder = mixer.train, Path(folder).expanduser()
     if train.images.shape[1] not in (1, 3):
         raise ValueError(f"images have {train.images.shape[1]} channels: a PNG holds 1 or 3")

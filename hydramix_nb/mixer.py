@@ -156,6 +156,13 @@ def _images_of(train):
     return train.images
 
 
+def _check_mixer(mixer):
+    "TypeError for anything that has no images to mix, such as a trained generator"
+    if not hasattr(mixer, "train"):
+        name = type(mixer).__name__
+        raise TypeError(f"mixer is a {name}: a mixer is needed, such as HydraMix(trained, train)")
+
+
 def _on(network, device):
     "The network itself if it is on the device, else a copy that is"
     there = next(network.parameters()).device == torch.device(device)
@@ -213,6 +220,8 @@ class _Checks:
         replaced: bool = True,  # whether images of the mixer are to take the batch's place
     ):
         "TypeError or ValueError for a batch that cannot be right"
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"images must be a float tensor, got {type(images).__name__}")
         if not images.is_floating_point():
             raise TypeError(f"images are {images.dtype}: mixers work on floats (data.to_float)")
         if images.ndim != 4:

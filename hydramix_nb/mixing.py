@@ -8,6 +8,7 @@ __all__ = ['GridMix', 'SegMix', 'NMix', 'HydraMix', 'ChimeraMix', 'default_views
 # %% ../nbs/30_mixing.ipynb #7cfd8354
 import json
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 # %% ../nbs/30_mixing.ipynb #0531b0f2
@@ -21,7 +22,7 @@ from .files import _read_header
 from .generator import Generator, _check_channels
 from .identity import describe
 from .masks import downsample
-from .mixer import Mixer, _images_of, _like, _on
+from .mixer import Mixer, _check_mixer, _images_of, _like, _on
 from .policies import Policy
 from .speed import free_memory
 from .training import seeded
@@ -47,6 +48,8 @@ class _Sources(Mixer):
     "The images that a mixer composes, at the size of its config, and their segments"
 
     def _prepare_sources(self, policy, cache):
+        if policy is not None and not callable(policy):
+            raise TypeError(f"policy={policy!r} is no change of images: Policy(name, size) is one")
         self.policy, own = policy, _own_segments(self.train, policy)
         self.images = composing._resize_for_generator(self.train.images, self.config.image_size)
         maps = composing._mixer_maps(self.train.images, self.config, cache, own)
@@ -203,6 +206,14 @@ class _Compositions(_Views):
         weights = describe(self.trained.generator.state_dict())
         return super().made_of() | dict(weights=weights)
 
+# %% ../nbs/30_mixing.ipynb #4d188345
+def _config_of(trained):
+    "The settings of a trained generator; TypeError for anything else"
+    if not hasattr(trained, "config"):
+        name = type(trained).__name__
+        raise TypeError(f"trained is a {name}: gan.fit, gan.load or gan.pretrained gives one")
+    return trained.config
+
 # %% ../nbs/30_mixing.ipynb #4d188346
 class HydraMix(_Compositions):
     "Features of N images of a class mixed by a trained generator: the paper's method"
@@ -232,7 +243,7 @@ class HydraMix(_Compositions):
         super().__init__(train, mean=mean, std=std)
         changes = dict(n_images=n_images, segment_noise=segment_noise)
         changes |= dict(reduce=reduce, segment_size=segment_size)
-        self.config = _changed(trained.config, **changes)
+        self.config = _changed(_config_of(trained), **changes)
         for name in changes:
             setattr(self, name, getattr(self.config, name))
         _check_channels(trained.generator, train.images)
@@ -271,7 +282,7 @@ class ChimeraMix(HydraMix):
         mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
         std=None,  # deviation of the loop's Normalize, number or [C]
     ):
-        if trained.config.mixing == "hydra":
+        if _config_of(trained).mixing == "hydra":
             raise ValueError(
                 "ChimeraMix needs a generator trained with Config(mixing='segments') or 'grid', "
                 "n_images=2; this one was trained with mixing='hydra'"
@@ -332,9 +343,10 @@ class Pool(Mixer):
         batch_size: int = 64,  # images made at a time
         seed: int = 0,  # seed of the images
     ):
+        _check_mixer(mixer)
         super().__init__(mixer.train, mean=mixer.mean, std=mixer.std)
-        if per_class < 1:
-            raise ValueError(f"per_class={per_class}: 1 or more images of each class")
+        if not isinstance(per_class, Integral) or per_class < 1:
+            raise ValueError(f"per_class={per_class!r}: 1 or more images of each class")
         self.mixer, self.per_class, self.batch_size, self.seed = mixer, per_class, batch_size, seed
         self.p_gen, self.trained, device = mixer.p_gen, mixer.trained, self.train.device
         labels = torch.arange(len(self.train.classes), device=device).repeat_interleave(per_class)

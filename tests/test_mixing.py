@@ -407,6 +407,32 @@ def test_wrong_labels_are_an_error_on_every_call_of_every_link(change):
             link.augment(x, y)
 
 
+def test_what_is_no_mixer_no_generator_and_no_policy(tmp_path):
+    data, trained = noise(), untrained()
+    mixer = HydraMix(trained, data)
+    for make, message in (
+        (lambda: HydraMix("mine.safetensors", data), "trained is a str: gan.fit, gan.load"),
+        (lambda: ChimeraMix(trained.generator, data), "trained is a Generator"),
+        (lambda: HydraMix(trained, data, policy="AutoAugment"), "'AutoAugment' is no change of"),
+        (lambda: mixing.Pool(trained, 2), "mixer is a Trained"),
+        (lambda: mixing.Pool(mixer, "2"), "per_class='2': 1 or more"),
+        (lambda: mixing.Pool(mixer, 2.5), "per_class=2.5: 1 or more"),
+        (lambda: generate(trained, 1, tmp_path / "out"), "mixer is a Trained"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            make()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file, and a folder"):
+        generate(mixer, 1, tmp_path / "file", progress=False)
+
+
+def test_a_batch_that_is_no_tensor():
+    data = noise()
+    with pytest.raises(TypeError, match="images must be a float tensor, got ndarray"):
+        NMix(data).augment(to_float(data.images).numpy(), data.labels)
+
+
 def test_a_wrong_shape_is_an_error_whatever_the_coin_says():
     data = noise()
     x, y = to_float(data.images), data.labels
