@@ -85,6 +85,31 @@ def test_your_own_images_with_a_folder(tmp_path, quick_kernels):
     assert not (NBS / "tutorials/generator").exists()
 
 
+@pytest.mark.parametrize(
+    "notebook, wrong, says",
+    [
+        ("tutorials/your_own_images", dict(folder="mine", held_out=3), "held_out=3: a class has 4"),
+        ("experiments/quickstart", dict(test_on="tests"), "test_on='tests': test or rest"),
+        (
+            "experiments/quickstart",
+            dict(data="folder:mine", test_on="rest", samples_per_class=4),
+            "nothing is left, give fewer samples_per_class",
+        ),
+    ],
+)
+def test_photos_that_do_not_suffice(notebook, wrong, says, tmp_path):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 20), (50 * i, 99, 99)).save(tmp_path / "mine" / name / f"{i}.png")
+    with pytest.raises(papermill.PapermillExecutionError, match=says):
+        papermill.execute_notebook(
+            str(NBS / f"{notebook}.ipynb"), None, wrong, progress_bar=False, cwd=str(tmp_path)
+        )
+
+
 def test_tutorials_have_typed_parameters():
     for path in sorted((NBS / "tutorials").glob("*.ipynb")):
         for name, (kind, _, text) in runs.notebook_parameters(path).items():
