@@ -134,8 +134,10 @@ def _finished_runs(
     out,  # folder of all runs, or an archive of one
     experiment: str,  # name of the notebook that is one run
 ) -> dict:  # name of a run's folder → contents of its result.json
-    "The finished runs of an experiment; ValueError for an archive that is not whole"
+    "The finished runs of an experiment; an error for an archive that is not there or not whole"
     out = Path(out).expanduser()
+    if out.suffix == ".zip" and not out.exists():
+        raise FileNotFoundError(f"{out}: there is no such archive")
     if out.is_file():
         return _read_archive(out, experiment)
     files = sorted((out / experiment).glob("*/result.json"))
