@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import re
 import shlex
 from pathlib import Path
@@ -83,6 +84,23 @@ def test_your_own_images_with_a_folder(tmp_path, quick_kernels):
         32,
     )
     assert not (NBS / "tutorials/generator").exists()
+
+
+def test_recipes_with_a_folder_of_grey_photos(tmp_path, quick_kernels):
+    from PIL import Image
+
+    for name in ("fog", "snow"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(4):
+            grain = Image.frombytes("L", (60, 60), random.Random(i).randbytes(3600))
+            grain.save(tmp_path / "mine" / name / f"{i}.png")
+    papermill.execute_notebook(
+        str(NBS / "tutorials/recipes.ipynb"),
+        None,
+        dict(folder="mine", size=30),
+        progress_bar=False,
+        cwd=str(tmp_path),
+    )
 
 
 @pytest.mark.parametrize(
