@@ -148,6 +148,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hydramix_nb.classifier._averaged': ('classifier.html#_averaged', 'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier._batch': ('classifier.html#_batch', 'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier._check': ('classifier.html#_check', 'hydramix_nb/classifier.py'),
+                                        'hydramix_nb.classifier._check_images': ( 'classifier.html#_check_images',
+                                                                                  'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier._check_outputs': ( 'classifier.html#_check_outputs',
                                                                                    'hydramix_nb/classifier.py'),
                                         'hydramix_nb.classifier._network': ('classifier.html#_network', 'hydramix_nb/classifier.py'),

@@ -117,9 +117,11 @@ class Method:
     def __post_init__(self):
         if self.p_gen is not None and not 0 <= self.p_gen <= 1:
             raise ValueError(f"p_gen={self.p_gen}: from 0 to 1")
-        if self.mixer is not None and not hasattr(self.mixer, "augment"):
+        augments = callable(getattr(self.mixer, "augment", None))
+        if self.mixer is not None and (isinstance(self.mixer, type) or not augments):
+            kind = self.mixer if isinstance(self.mixer, type) else type(self.mixer)
             raise TypeError(
-                f"{self.mixer!r} is no mixer: it needs augment(images, labels, p_gen); "
+                f"{kind.__name__} is no mixer: it needs augment(images, labels, p_gen); "
                 "transforms of single images go to transform="
             )
         of_a_chain = self.p_gen, self.policy, self.transform
@@ -144,13 +146,32 @@ class Method:
         return Chain(*(link for link in links if link is not None))
 
 # %% ../nbs/32_classifier.ipynb #4b21e3b7
+def _check_images(model, images):
+    "TypeError or ValueError for what is no network, no images, or images of another size"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{type(model).__name__} is no network: a Result has it as .model")
+    if not isinstance(images, torch.Tensor) or images.ndim != 4:
+        found = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise TypeError(
+            f"images are a tensor uint8 [n,C,H,W], this is {found}: "
+            "one image is image[None], those of a set are .images"
+        )
+    shape = tuple(images.shape[1:])
+    if getattr(model, "trained_on", shape) != shape:
+        raise ValueError(
+            f"the network was trained on images of {model.trained_on}, these are {shape}: "
+            "read_image and load_images take size=…"
+        )
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module,  # classifier
     images: torch.Tensor,  # uint8 [n,C,H,W]
     batch_size: int = 500,  # images at a time
 ) -> torch.Tensor:  # outputs [n,classes]
-    "Outputs in evaluation mode, batch by batch"
+    "Outputs in evaluation mode, batch by batch. Images have the size that it was trained on"
+    _check_images(model, images)
     training = model.training
     model.eval()
     out = torch.cat([model(to_float(part)).float() for part in images.split(batch_size)])
@@ -171,11 +192,14 @@ def evaluate(
 
 # %% ../nbs/32_classifier.ipynb #fa860fd3
 def _network(train, method, config):
-    "The method's network, or else the one that the settings name"
+    "The method's network, or else the one that the settings name; it keeps its images' shape"
     channels, classes = train.images.shape[1], len(train.classes)
     if method.network is not None:
-        return method.network(channels, classes)
-    return network(config.network, channels, classes, config.dropout)
+        net = method.network(channels, classes)
+    else:
+        net = network(config.network, channels, classes, config.dropout)
+    net.trained_on = tuple(train.images.shape[1:])
+    return net
 
 
 def _sgd(net, config, options):
@@ -332,8 +356,11 @@ class Result:
     earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 
 # %% ../nbs/32_classifier.ipynb #509c3806
-def _check(train, test):
+def _check(train, test, config):
     "Errors that should come before the work"
+    if not isinstance(config, Config):
+        kind = type(config).__name__
+        raise TypeError(f"config is a {kind}: classifier.profile(name, size) gives one")
     if len(train.classes) < 2:
         raise ValueError(f"one class, {train.classes[0]!r}: a classifier needs two or more")
     if list(train.classes) != list(test.classes):
@@ -390,7 +417,7 @@ def fit(
     train = train if device is None else train.to(device)
     config = config or profile(size=max(train.images.shape[-2:]))
     method = method if isinstance(method, Method) else Method(mixer=method)
-    _check(train, test)
+    _check(train, test, config)
     if method.network is None:
         lower = "batch_size, or take a smaller network"
         check_memory(sum(_step_bytes(config, train)), train.device, lower)

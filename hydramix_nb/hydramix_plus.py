@@ -9,6 +9,7 @@ __all__ = ['chain', 'fit']
 import tempfile
 import time
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 
 # %% ../nbs/33_hydramix_plus.ipynb #bf2fccac
@@ -16,8 +17,8 @@ from dataclasses import replace
 
 from . import classifier, gan
 from .chains import Chain, Chance
-from .data import ImageSet, crop_flip
-from .files import read_json, write_json
+from .data import ImageSet, crop_flip, load_images
+from .files import _check_folder, read_json, write_json
 from .mixing import HydraMix, MixUp, Pool, default_views
 from .training import seeded
 
@@ -74,8 +75,9 @@ def _budget(train, minutes, seed, cache):
 def _steps(train, minutes, steps, seed, folder, cache):
     "Steps that were asked for, or that an earlier call planned in this folder, or that fit in"
     if steps is not None:
-        if len(steps) != 2 or steps[0] < 0 or steps[1] < 1:
-            raise ValueError(f"steps={steps}: steps of the generator, 0 for none, and 1 or more")
+        two = isinstance(steps, (tuple, list)) and len(steps) == 2
+        if not two or steps[0] < 0 or steps[1] < 1:
+            raise ValueError(f"steps={steps!r}: (steps of the generator or 0, of the classifier)")
         return list(steps)
     plan = None if folder is None else folder / "plan.json"
     wanted = dict(minutes=minutes, seed=seed, images=train.digest())
@@ -149,23 +151,26 @@ def _fit(
 
 # %% ../nbs/33_hydramix_plus.ipynb #e3b6d778
 def fit(
-    train: ImageSet,  # the few images, two or more of each class; training runs on their device
+    train,  # the few images, an ImageSet or what `load_images` takes; trained where they are
     minutes: float = 10,  # time that it may take
     *,
-    test: ImageSet | None = None,  # images to judge on at the end; None: accuracy is NaN
+    test=None,  # images to judge on at the end; None: accuracy is NaN, see `classifier.evaluate`
     steps: tuple | None = None,  # steps of generator and classifier, instead of minutes
     seed: int = 0,  # decides everything but the steps
     folder=None,  # folder for generator, classifier and plan; an unfinished training continues
     progress: bool = True,  # say what is done, with progress bars
 ) -> classifier.Result:  # with the network as `model`
     "Train the best classifier that we know how to train from a few images, in a stated time"
-    if not minutes > 0:
-        raise ValueError(f"minutes={minutes}: more than 0")
+    if not isinstance(minutes, Real) or not minutes > 0:
+        raise ValueError(f"minutes={minutes!r}: a number above 0; images to judge on are test=…")
+    train, test = load_images(train), test if test is None else load_images(test)
     learn, judge = _configs(train, seed)
     gan._check(train, learn)
     folder = None if folder is None else Path(folder).expanduser()
     judged_on = train if test is None else test
-    classifier._check(train, judged_on)
+    classifier._check(train, judged_on, judge)
+    if folder is not None:
+        _check_folder(folder)
     with _map_folder(folder) as cache:
         steps = _steps(train, minutes, steps, seed, folder, cache)
         if progress:

@@ -422,6 +422,33 @@ def test_settings_that_make_no_sense_are_refused(changes):
         profile("tiny", **changes)
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(method=MixUp), "MixUp is no mixer"),
+        (dict(method=profile("tiny")), "Config is no mixer"),
+        (dict(config="tiny"), "config is a str: classifier.profile"),
+    ],
+)
+def test_something_else_in_place_of_a_method_or_settings_is_said(given, message):
+    photos = load_images("photos").few_shot(2, seed=0)
+    with pytest.raises(TypeError, match=message):
+        fit(photos, photos, **given)
+
+
+def test_predict_says_what_it_cannot_look_at():
+    photos = load_images("photos").few_shot(2, seed=0)
+    result = fit(photos, photos, config=profile("tiny", steps=1), progress=False)
+    with pytest.raises(TypeError, match="Result is no network: a Result has it as .model"):
+        predict(result, photos.images)
+    with pytest.raises(TypeError, match=r"this is \[3, \d+, \d+\]: one image is image\[None\]"):
+        predict(result.model, photos.images[0])
+    with pytest.raises(TypeError, match="this is ImageSet.* a set are .images"):
+        predict(result.model, photos)
+    with pytest.raises(ValueError, match=r"trained on images of .* read_image and load_images"):
+        predict(result.model, photos.images[..., :16, :16])
+
+
 def test_prediction_does_not_depend_on_how_it_is_split_and_leaves_the_mode():
     net = network("wrn-10-1", 3, 3, 0.3).train()
     torch.testing.assert_close(

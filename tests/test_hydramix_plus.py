@@ -100,6 +100,29 @@ def test_images_are_segmented_once_at_each_size(kept, how, tmp_path, monkeypatch
     assert 0 < len(segmented) == len(set(segmented))
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(minutes="10"), "minutes='10': a number above 0"),
+        (dict(minutes=FEW), "images to judge on are test="),
+        (dict(steps=100), "steps=100: .steps of the generator or 0"),
+        (dict(folder="taken"), "taken is a file"),
+    ],
+    ids=["text", "test set", "one number", "file"],
+)
+def test_arguments_of_another_kind_are_said(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises((ValueError, NotADirectoryError), match=message):
+        hydramix_plus.fit(FEW, progress=False, **given)
+
+
+def test_it_takes_what_load_images_takes():
+    pairs = list(zip(FEW.images, FEW.labels.tolist(), strict=True))
+    found = hydramix_plus.fit(pairs, steps=(0, 1), test=pairs, progress=False)
+    assert found.history[-1]["step"] == 1 and not math.isnan(found.accuracy)
+
+
 def test_a_test_set_that_does_not_fit_is_an_error_before_the_generator_is_trained(monkeypatch):
     monkeypatch.setattr(hydramix_plus, "_generator", lambda *a: pytest.fail("trained"))
     with pytest.raises(ValueError, match="the test set has other classes"):
