@@ -36,7 +36,11 @@ def atomic_write(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
+        partial.touch()
+        usual = partial.stat().st_mode
+        partial.unlink()
         yield partial
+        partial.chmod(usual)  # safetensors keeps its files from other users
         _sync(partial)
         os.replace(partial, path)
     finally:

@@ -288,6 +288,8 @@ def summary(
     other = sum(s == "done" and t.code_changed() for s, t in zip(states, tasks, strict=True))
     if other:
         lines.append(f"  {other} were done by other code than this; another --out does them anew")
+    if left and workers == "gpu" and not _gpus():
+        lines.append("no GPU was found: one run at a time, without one; --workers 2 does two")
     if left:
         lines.append(_cost(left, workers, device))
         lines.append(_memory_of_each(_at_once(workers, len(left))))

@@ -34,6 +34,9 @@ def test_files(home):
         pass
     names = {"a.txt", "a.json", "a.png", "a.safetensors", "figure.png", "figure.pdf", "lock"}
     assert names <= {p.name for p in home.iterdir()}
+    modes = {(home / name).stat().st_mode for name in names - {"lock"}}
+    (home / "plain").touch()
+    assert modes == {(home / "plain").stat().st_mode}, "others may read some files and not others"
 
 
 def test_trainings_and_mixers(home):

@@ -476,13 +476,15 @@ def test_a_run_keeps_to_its_share_of_the_memory(monkeypatch):
     assert speed.free_memory("cuda") == 90 + 30, "others have taken more than their share"
 
 
-def test_together_is_so_many_workers_for_each_gpu(one_gpu, tmp_path, main):
+def test_together_is_so_many_workers_for_each_gpu(one_gpu, tmp_path, main, monkeypatch):
     ask = [*TINY, "--methods", "Baseline", "--seeds", "0,1,2", "--out", str(tmp_path), "--dry_run"]
     assert "3 runs share each GPU" in main(*ask, "--together", "4").stdout
-    assert "share" not in main(*ask, "--workers", "gpu").stdout
+    assert not re.search("share|no GPU", main(*ask, "--workers", "gpu").stdout)
     engine = dict(workers="gpu", scheduler=None, resources=None, minutes=None, together="4")
     engine["device"] = "auto"
     assert tables._read_engine(engine)["workers"] == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "no GPU was found" in main(*ask, "--workers", "gpu").stdout
 
 
 # other machines
