@@ -94,9 +94,11 @@ def _said(train, steps, config, seed):
     "What is going to be done, and how to do it again"
     other = "the generator that comes with the package (it has seen 500 images of CIFAR-100)"
     own = f"a generator of these {len(train)} images ({steps[0]:,} steps)"
+    many = train.device.type == "cpu" and len(train) >= 50 * len(train.classes)
+    note = " (at small settings MixUp alone is better for so many)" if many else ""
     return (
         f"HydraMix+ on {train.device}: {own if steps[0] else other}, "
-        f"then {config.network} ({steps[1]:,} steps); "
+        f"then {config.network} ({steps[1]:,} steps){note}; "
         f"again, the same: hydramix_plus.fit(train, steps=({steps[0]}, {steps[1]}), seed={seed})"
     )
 

@@ -80,7 +80,14 @@ def test_a_folder_keeps_the_plan_and_goes_on(tmp_path, monkeypatch):
 
 def test_without_a_generator_of_its_own_it_says_which(capsys):
     hydramix_plus.fit(FEW, steps=(0, 2))
-    assert "it has seen 500 images of CIFAR-100" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "it has seen 500 images of CIFAR-100" in said and "MixUp alone" not in said
+
+
+def test_it_says_where_mixup_alone_is_better():
+    many = FEW[torch.arange(len(FEW)).repeat(13)]
+    config = classifier.profile("tiny", 32)
+    assert "MixUp alone is better for so many" in hydramix_plus._said(many, [4, 4], config, 0)
 
 
 @pytest.mark.parametrize("kept", [False, True])
