@@ -50,7 +50,9 @@ def parts():
     "The parts of the map that nbs/index.ipynb shows: chapters and tutorials by heading, in order"
     index = nbformat.read(nbs / "index.ipynb", 4)
     outputs = [output for cell in index.cells for output in cell.get("outputs", ())]
-    (shown,) = (o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", ()))
+    shown = "\n".join(
+        o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", ())
+    )
     found = {}
     for heading, text in re.findall(r"^\*\*(.+?)\.?\*\*(.*?)(?=^\*\*|\Z)", shown, re.M | re.S):
         found[heading] = re.findall(r"^\| \[[^\]]+\]\(([\w/]+)\.ipynb\)", text, re.M)
