@@ -148,19 +148,22 @@ class _Kept(_Described):
         return write_tensors(path, tensors, header | dict(mixer=json.dumps(self._spec())))
 
 # %% ../nbs/28_mixer.ipynb #92d399f8
+def _part_of(thing, part, name, needed):
+    "An attribute of an argument; a TypeError that says what was given where there is none"
+    if not hasattr(thing, part):
+        raise TypeError(f"{name} is a {type(thing).__name__}: {needed}")
+    return getattr(thing, part)
+
+
 def _images_of(train):
     "The images of a set; TypeError for anything else"
-    if not hasattr(train, "images"):
-        name = type(train).__name__
-        raise TypeError(f"train is a {name}: a mixer takes an ImageSet, as load_images gives it")
-    return train.images
+    needed = "a mixer takes an ImageSet, as load_images gives it"
+    return _part_of(train, "images", "train", needed)
 
 
 def _check_mixer(mixer):
     "TypeError for anything that has no images to mix, such as a trained generator"
-    if not hasattr(mixer, "train"):
-        name = type(mixer).__name__
-        raise TypeError(f"mixer is a {name}: a mixer is needed, such as HydraMix(trained, train)")
+    _part_of(mixer, "train", "mixer", "a mixer is needed, such as HydraMix(trained, train)")
 
 
 def _on(network, device):

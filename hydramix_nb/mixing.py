@@ -22,7 +22,7 @@ from .files import _read_header
 from .generator import Generator, _check_channels
 from .identity import describe
 from .masks import downsample
-from .mixer import Mixer, _check_mixer, _images_of, _like, _on
+from .mixer import Mixer, _check_mixer, _images_of, _like, _on, _part_of
 from .policies import Policy
 from .speed import free_memory
 from .training import seeded
@@ -209,10 +209,8 @@ class _Compositions(_Views):
 # %% ../nbs/30_mixing.ipynb #4d188345
 def _config_of(trained):
     "The settings of a trained generator; TypeError for anything else"
-    if not hasattr(trained, "config"):
-        name = type(trained).__name__
-        raise TypeError(f"trained is a {name}: gan.fit, gan.load or gan.pretrained gives one")
-    return trained.config
+    needed = "gan.fit, gan.load or gan.pretrained gives one"
+    return _part_of(trained, "config", "trained", needed)
 
 # %% ../nbs/30_mixing.ipynb #4d188346
 class HydraMix(_Compositions):
