@@ -36,25 +36,27 @@ def atomic_write(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        partial.touch()
-        usual = partial.stat().st_mode
-        partial.unlink()
         yield partial
-        partial.chmod(usual)  # safetensors keeps its files from other users
         _sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 # %% ../nbs/02_files.ipynb #49125a6e
+def _check_no_file(folder, needed):
+    "NotADirectoryError where a file is in the place of a folder, or of one above it"
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise NotADirectoryError(f"{place} is a file, and a folder {needed} is needed")
+
+
 def _check_folder(
     folder,  # folder to write to; it is made
     needed: int = 0,  # bytes that will be written at least
 ):
     "OSError before any work where a folder cannot be written, or has too little room"
     folder = Path(folder).expanduser()
-    if folder.is_file():
-        raise NotADirectoryError(f"{folder} is a file, and a folder to write to is needed")
+    _check_no_file(folder, "to write to")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -125,7 +127,10 @@ def write_tensors(
     on_cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
         with atomic_write(path) as partial:
+            partial.touch()
+            usual = partial.stat().st_mode
             save_file(on_cpu, partial, metadata=header)
+            partial.chmod(usual)  # safetensors keeps its files from other users
     except SafetensorError as e:
         raise OSError(f"{path} could not be written: {e}") from e
     return Path(path)

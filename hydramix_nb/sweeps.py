@@ -20,7 +20,7 @@ from tqdm import tqdm
 # %% ../nbs/62_sweeps.ipynb #baa7eb1b
 import hydramix_nb
 from .execution import _Outcome, _Task, execute, _execute_here
-from .files import _check_folder, read_json, write_json, write_text
+from .files import _check_folder, _check_no_file, read_json, write_json, write_text
 from hydramix_nb.runs import (
     PLACES,
     _checked_parameters,
@@ -109,9 +109,7 @@ def _absolute(path):
 def _folder_of_runs(out):
     "The absolute path of a folder; NotADirectoryError where a file is in its place"
     out = Path(_absolute(out))
-    for place in (out, *out.parents):
-        if place.is_file():
-            raise NotADirectoryError(f"{place} is a file, and a folder for runs is needed")
+    _check_no_file(out, "for runs")
     return str(out)
 
 # %% ../nbs/62_sweeps.ipynb #13548dff
