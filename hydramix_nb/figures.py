@@ -7,6 +7,7 @@ __all__ = ['curves', 'bars', 'save_figure']
 
 # %% ../nbs/67_figures.ipynb #c40d8b5e
 import math
+from contextlib import contextmanager
 
 # %% ../nbs/67_figures.ipynb #8b6f0a2d
 import numpy as np
@@ -38,6 +39,16 @@ _STYLE = {
     "lines.linewidth": 1.3,
     "pdf.fonttype": 42,
 }  # legible at the width of a column
+
+
+@contextmanager
+def _styled():
+    "Figures of a block have this style"
+    import matplotlib.pyplot as plt
+
+    plt.draw_if_interactive()  # loads the backend, whose settings the end would take back
+    with plt.rc_context(_STYLE):
+        yield
 
 # %% ../nbs/67_figures.ipynb #4248ef1d
 def _push_apart(ys, gap):
@@ -107,9 +118,11 @@ def curves(
     import matplotlib.pyplot as plt
 
     cells = cells.dropna(subset=[value])
+    if cells.empty:
+        raise ValueError(f"there is nothing to draw: {value!r} is empty in every cell")
     panels = sorted(set(cells.data))
     size = dict(figsize=(min(7, 3.4 * len(panels)), 2.5), layout="constrained", squeeze=False)
-    with plt.rc_context(_STYLE):
+    with _styled():
         fig, axes = plt.subplots(1, len(panels), **size)
         for ax, data in zip(axes[0], panels, strict=True):
             here = cells[cells.data == data]
@@ -167,7 +180,7 @@ def bars(
     said = [f"{data}, {number} per class" for data, number in places]
     if len(said) > 1:
         said[0] = f"mean of {said[0]}"
-    with plt.rc_context(_STYLE):
+    with _styled():
         fig, ax = plt.subplots(figsize=(3.4, 2.4), layout="constrained")
         for i, pair in enumerate(pairs):
             for j, name in enumerate(pair):
