@@ -213,9 +213,9 @@ _MERGE_IOU = 0.8  # intersection over union from which two boxes of a class beco
 
 
 def _overlaps(
-    boxes: torch.Tensor,  # float [B,M,4]
+    boxes: torch.Tensor,  # float [B,n,4]
     iou: float,  # least intersection over union
-) -> torch.Tensor:  # bool [B,M,M]
+) -> torch.Tensor:  # bool [B,n,n]
     "Which boxes overlap by so much"
     a, b = boxes[:, :, None], boxes[:, None]
     low = torch.maximum(a[..., :2], b[..., :2])
@@ -387,7 +387,7 @@ class SceneMix(_SceneSettings):
     def __call__(
         self,
         first: torch.Tensor,  # int64 [B]: positions in the set
-    ) -> tuple:  # images float [B,3,S,S] in −1…1; boxes [B,M,4]; labels int64 [B,M], 0 for no box
+    ) -> tuple:  # images float [B,3,S,S] in −1…1; boxes [B,N·K,4]; labels [B,N·K], 0 for none
         "Make a new scene for each image; randomness is torch's own"
         squares = self.squares
         index = _partners(squares.holds, first.to(squares.device), self.n_images)
