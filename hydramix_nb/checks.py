@@ -71,8 +71,8 @@ def _config(of, name, p):
     if of == "detect":
         makes["generator_settings"] = scene_mixing.generator_profile
     settings = p[name]
-    for twice in settings.keys() & {"seed", "p_gen"}:
-        raise ValueError(f"it holds {twice}, which is a parameter of the run")
+    if twice := sorted(settings.keys() & {"seed", "p_gen"}):
+        raise ValueError(f"it holds {twice[0]}, which is a parameter of the run")
     if name == "generator_settings":
         own = GENERATORS.get(DINO_METHODS.get(p["method"], p["method"]))
         if own is not None and "mixing" in settings:

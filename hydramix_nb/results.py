@@ -23,8 +23,10 @@ from hydramix_nb.runs import (
     _OTHERS,
     _PARAMETERS,
     _RESULTS,
+    _SCORES,
     _committed,
     _read_results,
+    check_choice,
     import_extra,
     run_id,
 )
@@ -237,6 +239,8 @@ def _runs_of(experiment, results):
 # %% ../nbs/65_results.ipynb #5cb10f80
 def _wanted(experiment, datasets, samples_per_class, methods, seeds, axes):
     "What is asked for: a list of values for each parameter that anything is asked of"
+    for name in axes:
+        check_choice(name, [*_PARAMETERS, *_OTHERS], "there is no parameter")
     asked = dict(axes, dataset=datasets, samples_per_class=samples_per_class, seed=seeds)
     wanted = {}
     for name, values in (asked | dict(method=methods)).items():
@@ -387,6 +391,7 @@ def compare(
     **axes,  # a list of values of what the experiment varies; None or empty: all
 ):  # DataFrame: data, samples_per_class, method, what is varied; mean, std, n; paper_…; difference
     "Cells of a table: ours, the paper's, and the difference in percentage points"
+    check_choice(metric, list(_SCORES), "metric")
     asked = dict(datasets=datasets, samples_per_class=samples_per_class, methods=methods)
     asked |= dict(seeds=seeds)
     results = select_runs(results[results.profile == profile], experiment, **asked, **axes)

@@ -56,11 +56,19 @@ def _unformatted(path):
     return str(path).replace("{", "{{").replace("}", "}}")  # papermill fills in braces in paths
 
 # %% ../nbs/60_runs.ipynb #3a1c9e20
+def _literal(text, where):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as e:
+        raise ValueError(f"{where}: {text} is no plain value, such as 1, 'a' or []") from e
+
+
 @functools.lru_cache
 def _read_parameters(path, changed):
     found = import_extra("papermill").inspect_notebook(_unformatted(path))
+    where = f"{Path(path).name}, default of parameter"
     return {
-        name: (p["inferred_type_name"], ast.literal_eval(p["default"]), p["help"])
+        name: (p["inferred_type_name"], _literal(p["default"], f"{where} {name}"), p["help"])
         for name, p in found.items()
     }
 

@@ -122,7 +122,7 @@ def plan(
     data_root=None,  # folder of the data sets; None: $HYDRAMIX_DATA
     retry: bool = False,  # do failed runs again
 ) -> list:  # a _Task for each different run, in order
-    "Check the parameters of all runs; nothing is started and nothing is written"
+    "Check the parameters of all runs; nothing is started, and only digests of images are kept"
     notebook = find_notebook(notebook)
     text = notebook.read_text(encoding="utf-8")
     root = data_root or os.environ.get("HYDRAMIX_DATA") or ""

@@ -136,6 +136,17 @@ def test_a_notebook_without_tagged_parameters_is_refused(tmp_path):
         sweeps.plan(tmp_path / "plain.ipynb", [dict(x=2)], tmp_path / "runs")
 
 
+def test_a_default_that_is_no_plain_value_is_named(tmp_path):
+    notebook = toy(tmp_path)
+    text = notebook.read_text()
+    assert "x: float = 1.0" in text
+    notebook.write_text(text.replace("x: float = 1.0", "x: float = abs(1)"))
+    with pytest.raises(
+        ValueError, match=r"toy.ipynb, default of parameter x: abs\(1\) is no plain"
+    ):
+        sweeps.plan(notebook, [dict(x=1)], tmp_path / "runs")
+
+
 def test_a_failed_run_is_kept_listed_and_retried_on_request(tmp_path, capsys):
     notebook = toy(tmp_path, "value = 1 / (x - 1) if not os.path.exists('fixed') else 7.")
     os.chdir(tmp_path)
