@@ -223,7 +223,7 @@ class CropConfig:
 def multi_crop(
     images: torch.Tensor,  # float [B,C,S,S] in −1…1
     config: CropConfig,  # sizes, areas and number of the crops
-) -> list:  # global crops [2B,C,G,G], the first of all images first; local crops [V·B,C,L,L]
+) -> list:  # global crops [2B,C,G,G], the first of all images first; local crops [n·B,C,L,L]
     "Make DINO's crops of a batch"
     batch, side, scale = len(images), images.shape[-1], config.global_size / 224
     sigma = (0.1 * scale, 2 * scale)

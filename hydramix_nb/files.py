@@ -133,7 +133,7 @@ def write_tensors(
             partial.chmod(usual)  # safetensors keeps its files from other users
     except SafetensorError as e:
         raise OSError(f"{path} could not be written: {e}") from e
-    return Path(path)
+    return Path(path).expanduser()
 
 # %% ../nbs/02_files.ipynb #ea10b4c7
 def _read_header(

@@ -357,7 +357,7 @@ class _Plan:
         *,
         kind: str = "checkpoint",  # kind of the checkpoints
         checkpoint_minutes: float = 5,  # minutes between checkpoints
-        looks: int = 100,  # number of times that figures are noted
+        looks: int = 100,  # figures are noted so often at least, or at every step
         picture_every: int | None = None,  # steps between images; None: ten in all
     ):
         self.training, self.folder, self.settings, self.kind = training, folder, settings, kind

@@ -23,10 +23,11 @@ def home(tmp_path, monkeypatch):
 
 
 def test_files(home):
-    files.write_text("~/a.txt", "text")
+    assert files.write_text("~/a.txt", "text") == home / "a.txt"
     files.write_json("~/a.json", [1])
     files.write_png("~/a.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
-    files.write_tensors("~/a.safetensors", {"x": torch.ones(2)}, dict(kind="thing"))
+    written = files.write_tensors("~/a.safetensors", {"x": torch.ones(2)}, dict(kind="thing"))
+    assert written == home / "a.safetensors"
     assert files.read_json("~/a.json") == [1]
     assert files.read_tensors("~/a.safetensors", "thing")[0]["x"].tolist() == [1, 1]
     figures.save_figure(Figure(figsize=(1, 1)), "~/figure")
