@@ -256,9 +256,9 @@ over and runs are left, 130 if interrupted"""
 _GRID_HELP = dict(
     profile="paper (wants a GPU), small (minutes a run on two cores) or tiny (seconds; its "
     "figures mean nothing); default small",
-    datasets="photos, toys, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH; "
-    "a relative PATH is looked for here and in the data root, one with a comma stands in quotes: "
-    "'\"folder:a, b\"'",
+    datasets="photos, toys, cifar10, cifar100, cifair10, cifair100, stl10, npz:PATH, folder:PATH, "
+    "and in table_8 cutouts, coco:PATH; a relative PATH is looked for here and in the data root, "
+    "one with a comma stands in quotes: '\"folder:a, b\"'",
     samples_per_class="training images of each class",
     methods="names as in the paper's tables: Baseline, MixUp, ChimeraMix+Seg, HydraMix, …",
     seeds="default 0,1,2,3,4",
