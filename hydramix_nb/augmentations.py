@@ -49,7 +49,7 @@ class Cutout:
     def for_images(
         cls,
         train: ImageSet,  # the few images
-    ):  # Cutout with the paper's side
+    ):  # Cutout with the side for their size and number of classes
         "Choose the side: 16 of 32 pixels, 8 from 100 classes on, 24 of 96 above 64 pixels"
         side = train.images.shape[-1]
         quarter = side > 64 or len(train.classes) >= 100
@@ -86,7 +86,8 @@ class RandomErasing:
     def __post_init__(self):
         if not 0 <= self.p <= 1:
             raise ValueError(f"p={self.p}: from 0 to 1")
-        if not 0 < self.area[0] <= self.area[1] <= 1:
+        two = isinstance(self.area, (tuple, list)) and len(self.area) == 2
+        if not two or not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area={self.area}: (low, high) in 0…1")
         if not 0 < self.aspect <= 1:
             raise ValueError(f"aspect={self.aspect}: from above 0 to 1")

@@ -18,7 +18,16 @@ from .classifier import Method
 from .data import ImageSet
 from .diffusemix import DiffuseMix
 from .glico import GLICO, _fit_latents
-from .mixing import ChimeraMix, GridMix, HydraMix, MixUp, MixUpN, NMix, SegMix
+from hydramix_nb.mixing import (
+    ChimeraMix,
+    GridMix,
+    HydraMix,
+    MixUp,
+    MixUpN,
+    NMix,
+    SegMix,
+    _config_of,
+)
 from .policies import POLICIES, Policy
 from .scattering import Scattering
 from .supermix import SuperMix, supermix
@@ -31,7 +40,7 @@ def _baseline(train, trained=None) -> Method:
 def _cutout(
     train,
     trained=None,
-    size=None,  # side of the square in pixels; None: the paper's
+    size=None,  # side of the square in pixels; None: by the images' size and classes
 ) -> Method:
     return Method(transform=Cutout.for_images(train) if size is None else Cutout(size))
 
@@ -100,10 +109,11 @@ def _needs_generator(
                 f"{name} needs a trained generator: gan.fit(train, gan.profile(…, "
                 f"**GENERATORS[{name!r}])) makes one, trained=… hands it over"
             )
-        if trained.config.mixing != mixing:
+        found = _config_of(trained).mixing
+        if found != mixing:
             raise ValueError(
                 f"{name} needs a generator trained with mixing={mixing!r}; "
-                f"this one was trained with {trained.config.mixing!r}"
+                f"this one was trained with {found!r}"
             )
         return Method(mixer=mixer(trained, train, cache=cache, **settings))
 
@@ -128,9 +138,6 @@ def _diffusemix(
         )
     mixer = DiffuseMix(train, generated, prompts=prompts, strength=strength, seed=seed)
     return Method(mixer=mixer)
-
-
-_diffusemix.takes = []
 
 # %% ../nbs/38_baselines.ipynb #df02c38d
 METHODS = {
