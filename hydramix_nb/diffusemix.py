@@ -113,6 +113,8 @@ def fractals(
     "Draw coloured fractals of random iterated function systems on black"
     if count < 1 or size < 1:
         raise ValueError(f"{count} fractals of {size} pixels: one or more of each is needed")
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels}: 3, or 1 for grey")
     g, images = torch.Generator().manual_seed(seed), []
     steps = max(30, 4 * size**2 // 500)
     for part in torch.arange(count).split(50):

@@ -146,6 +146,10 @@ def edit(
     image_guidance: float = 1.5,  # guidance s_I towards the image
 ) -> torch.Tensor:  # edited images, uint8 [B,C,H,W], on the device of the images
     "Î = G(I, p): edit images by InstructPix2Pix"
+    if not len(images) == len(prompts) == len(seeds):
+        raise ValueError(
+            f"{len(images)} images, {len(prompts)} prompts and {len(seeds)} seeds: as many of each"
+        )
     multiple = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
     if size < 1 or size % multiple:
         raise ValueError(
@@ -275,7 +279,8 @@ def generate_variants(
     progress: bool = True,  # whether to show a progress bar
 ) -> Path:  # the folder
     "Edit every image after every prompt into PNG files; ValueError if others are in the folder"
-    folder, prompts = Path(folder).expanduser(), list(prompts)
+    folder = Path(folder).expanduser()
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     _check_edits(train, prompts, template)
     settings = dict(size=size, steps=steps, guidance=guidance, image_guidance=image_guidance)
     _claim_folder(folder, _provenance(pipeline, template, seed, settings))
