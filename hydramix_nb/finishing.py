@@ -13,6 +13,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 # %% ../nbs/33_finishing.ipynb #6040f53b
+def _check_network(model):
+    "TypeError for what is no network, such as the result of a training"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{type(model).__name__} is no network: a Result has it as .model")
+
+
 def _mean_prediction(
     outputs: list,  # outputs of several predictions, each float [B,classes]
 ) -> torch.Tensor:  # logarithms of the mean probabilities, float [B,classes]
@@ -30,6 +36,7 @@ class Views(nn.Module):
         shift: int = 2,  # pixels that a view is shifted by; the padding reflects
     ):
         super().__init__()
+        _check_network(model)
         if shift < 0:
             raise ValueError(f"shift={shift}: 0 pixels or more")
         self.model, self.shift = model, shift
@@ -59,6 +66,8 @@ class Ensemble(nn.Module):
         super().__init__()
         if not models:
             raise ValueError("an ensemble of no networks")
+        for model in models:
+            _check_network(model)
         self.models = nn.ModuleList(models)
 
     def forward(self, images):
@@ -78,6 +87,7 @@ class Teacher:
     ):
         if not temperature > 0 or not 0 <= share <= 1:
             raise ValueError(f"temperature={temperature}, share={share}: above 0, and 0…1")
+        _check_network(model)
         self.model, self.temperature, self.share = model.eval(), temperature, share
 
     @torch.no_grad()

@@ -176,7 +176,7 @@ class _Training(training.Training):
 def _fit_latents(
     train: ImageSet,  # the few images
     *,
-    steps: int | None = None,  # training steps; None: as many as HydraMix' generator sees
+    steps: int | None = None,  # steps; None: enough for as many images as HydraMix' generator sees
     batch_size: int | None = None,  # images in a step; None: 128 up to 64 pixels, 32 above
     latent: int = 512,  # length of a latent
     lr: float = 1e-3,  # learning rate of the latents; the generator's is 0.7 of it
@@ -187,6 +187,9 @@ def _fit_latents(
     progress: bool = True,  # whether to show a progress bar
 ) -> tuple:  # generator in evaluation mode; latents, float [n,latent], of length one
     "GLICO: learn a generator, one latent per image and a classifier together"
+    for name, value in dict(steps=steps, batch_size=batch_size).items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: 1 or more, or None for the usual number")
     large = train.images.shape[-1] > 64
     config = SimpleNamespace(
         steps=steps,

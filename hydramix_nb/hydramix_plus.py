@@ -9,7 +9,7 @@ __all__ = ['chain', 'fit']
 import tempfile
 import time
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 # %% ../nbs/33_hydramix_plus.ipynb #bf2fccac
@@ -76,6 +76,7 @@ def _steps(train, minutes, steps, seed, folder, cache):
     "Steps that were asked for, or that an earlier call planned in this folder, or that fit in"
     if steps is not None:
         two = isinstance(steps, (tuple, list)) and len(steps) == 2
+        two = two and all(isinstance(number, Integral) for number in steps)
         if not two or steps[0] < 0 or steps[1] < 1:
             raise ValueError(f"steps={steps!r}: (steps of the generator or 0, of the classifier)")
         return list(steps)

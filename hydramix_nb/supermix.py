@@ -53,6 +53,11 @@ def _mix_loss(
     sparsity: float,  # weight λ_s of the second term
 ) -> torch.Tensor:  # loss of each sample, float [B]
     "KL(targets ‖ teacher) + λ_s · mean m(1−m)"
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"the teacher tells {outputs.shape[1]} classes apart, the labels have "
+            f"{targets.shape[1]}: it has to be trained on the same classes"
+        )
     kl = F.kl_div(F.log_softmax(outputs, 1), targets, reduction="none").sum(1)
     return kl + sparsity * (masks * (1 - masks)).flatten(1).mean(1)
 
@@ -207,6 +212,19 @@ def _settings(profile, size):
     masks = dict(cells=8, sigma=1.0) if size <= 64 else dict(cells=16, sigma=2.0)
     return masks | _PROFILES[profile]
 
+
+def _checked_side(train, teacher, pool, alpha):
+    "The side of the images; TypeError or ValueError for what no pool can be made of"
+    if len(train.labels.unique()) < 2:
+        raise ValueError("all images are of one class: SuperMix mixes images of two")
+    if pool is not None and pool < 1:
+        raise ValueError(f"pool={pool}: 1 mixed image or more, or None for the profile's number")
+    if alpha <= 0:
+        raise ValueError(f"alpha={alpha}: must be more than 0")
+    if teacher is not None:
+        classifier._check_images(teacher, train.images)
+    return train.images.shape[-1]
+
 # %% ../nbs/36_supermix.ipynb #e11b323d
 class SuperMix(Mixer):
     "Draw from a pool of images mixed under the supervision of a teacher"
@@ -228,7 +246,7 @@ class SuperMix(Mixer):
         **settings,  # settings of supermix, which go before the profile's
     ):
         super().__init__(train)
-        size = train.images.shape[-1]
+        size = _checked_side(train, teacher, pool, alpha)
         settings = _settings(profile, size) | settings
         usual = settings.pop("pool")
         places = [None if folder is None else Path(folder) / name for name in ("teacher", "pool")]
