@@ -115,6 +115,10 @@ class Encoder:
     device: str = "cpu"  # device of the image function
     batch_size: int = 64  # images or texts per call
 
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: 1 or more")
+
     @torch.no_grad()
     def encode_images(
         self,

@@ -307,6 +307,8 @@ def cse(
     names, leaves = _check_classes(images_by_class, synsets_by_class, leaf)
     if not tau > 0:
         raise ValueError(f"tau={tau}: the temperature must be more than 0")
+    if resamples < 0 or not 0 < level < 1:
+        raise ValueError(f"resamples={resamples}, level={level}: 0 or more, and between 0 and 1")
     encoder = _as_encoder(encoder)
     settings = dict(cache=cache, progress=progress, level=level, tau=tau, resamples=resamples)
     classes = {}
@@ -329,6 +331,8 @@ def sample_classes(
     batch_size: int = 64,  # images per call of the mixer
 ) -> dict:  # class → uint8 [n,C,H,W] on the CPU
     "Images of every class from a mixer; its draws are from torch's global generator"
+    if n < 1:
+        raise ValueError(f"n={n}: one image of each class or more")
     sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
     images = {}
     for label, name in enumerate(classes):
