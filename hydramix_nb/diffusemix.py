@@ -219,13 +219,14 @@ def _find_variants(
 def read_variants(
     train: ImageSet,  # originals
     folder,  # folder of their edited doubles
-    prompts=None,  # prompts to take; None: all that are there
+    prompts=None,  # prompt or prompts to take; None: all that are there
 ) -> tuple:  # edited doubles, uint8 [n,V,C,H,W]; the V prompts
     "Read the edited doubles of every image. Errors say what is missing"
     folder, side = Path(folder).expanduser(), train.images.shape[-1]
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of edited images: {_MAKE}")
     found = _find_variants(train, folder)
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     prompts = list(prompts) if prompts else sorted(set().union(*found))
     for prompt in prompts:
         if lone := [i for i, f in enumerate(found) if prompt not in f]:
@@ -275,7 +276,7 @@ class DiffuseMix(Mixer):
         train: ImageSet,  # the few images, colour or grey
         generated,  # folder of their edited doubles, see `variant_path`
         *,
-        prompts=None,  # prompts to take; None: all that are there
+        prompts=None,  # prompt or prompts to take; None: all that are there
         strength: float = 0.2,  # share λ of the fractal, 0…1
         pool: int = 200,  # number of fractals to draw from
         seed: int = 0,  # seed of fractals and masks

@@ -267,7 +267,7 @@ def generate_variants(
     pipeline,  # pipeline, from load_pipeline
     train: ImageSet,  # images to edit
     folder,  # folder in which class folders are made
-    prompts=PROMPTS,  # prompts for each image
+    prompts=PROMPTS,  # prompt or prompts for each image
     *,
     template: str = "{}",  # text for the model, with the prompt in place of {}
     size: int = 512,  # as in `edit`

@@ -225,6 +225,12 @@ def test_images_depend_on_neither_order_nor_batch_nor_the_other_images(tiny, tmp
 
 
 @needs_diffusers
+def test_a_text_is_one_prompt(tiny, tmp_path):
+    generate_variants(tiny, TRAIN[:1], tmp_path / "made", "snowy", **FAST)
+    assert read_variants(TRAIN[:1], tmp_path / "made")[1] == ["snowy"]
+
+
+@needs_diffusers
 def test_one_folder_serves_all_draws(tiny, tmp_path, monkeypatch):
     data, made = load_images("photos", size=16), []
     edit = editing.edit
