@@ -102,7 +102,14 @@ def _compare_detail(made, sources, mask):
     return (ours * theirs).sum().item() / (norms[0] * norms[1]), norms[0] / norms[1]
 
 
-def _judge_detail(correlation, strength):
+def _start(features, channels):
+    "Advice to start from the generator that comes with the package: 16 features, three channels"
+    if channels != 3:
+        return ""
+    return f", or {'' if features == 16 else 'features=16 and '}gan.fit(…, start=gan.pretrained())"
+
+
+def _judge_detail(correlation, strength, start):
     "The finding from the correlation of two details and the strength of the compositions'"
     if correlation is None:
         return _Finding("detail", "unknown", "the images have none, or no owner has an area")
@@ -111,8 +118,7 @@ def _judge_detail(correlation, strength):
     if verdict == "good":
         return _Finding("detail", verdict, figures)
     what = "too little of it" if strength < 0.7 else "some that the images do not have"
-    advice = f"detail: {what}; more steps, or gan.fit(…, start=gan.pretrained())"
-    return _Finding("detail", verdict, figures, advice)
+    return _Finding("detail", verdict, figures, f"detail: {what}; more steps{start}")
 
 # %% ../nbs/24_quality.ipynb #25b00006
 def _n_segments(maps):
@@ -272,11 +278,12 @@ class _Examined:
         nearest, self.distance = _nearest(self.made, train, size)
         self.nearest = to_float(composing.resize(train.images[nearest], size))
         errors = [F.mse_loss(y, x).item() for y in (self.again, matched)]
+        start = _start(trained.config.features, train.images.shape[1])
         contrast = F.mse_loss(x.mean((2, 3), keepdim=True).expand_as(x), x).item()
         self.findings = [
             _judge_segments(maps, few.images, config, own is not None),
             _judge_reconstructions(*errors, contrast, trained),
-            _judge_detail(*_compare_detail(made, self.sources, self.mask)),
+            _judge_detail(*_compare_detail(made, self.sources, self.mask), start),
             _judge_game(trained),
             _judge_compositions(self.mask, train, config),
         ]

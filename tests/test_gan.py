@@ -452,6 +452,18 @@ def test_report_says_what_is_wrong(tmp_path):
     assert single.verdict == "bad" and "1. segments: segment_scale=60, min_size=60" in str(single)
 
 
+def test_a_report_advises_the_start_that_fits():
+    "The shipped generator starts trainings of its own width, on images of three channels"
+    train, start = load_images("toys").few_shot(2, seed=0), "start=gan.pretrained()"
+    for features, said in ((16, f"or gan.fit(…, {start})"), (8, "features=16 and gan.fit(…, ")):
+        config = gan.profile("tiny", 32, features=features, steps=1)
+        assert said in str(gan.fit(train, config, progress=False).report(train))
+        gan.fit(train, replace(config, features=16), start=gan.pretrained(), progress=False)
+    grey = ImageSet(train.images[:, :1], train.labels, train.classes)
+    report = str(gan.fit(grey, config, progress=False).report(grey))
+    assert "detail: " in report and start not in report
+
+
 def test_a_training_ends_with_a_report(train, tmp_path, monkeypatch):
     "And not with an error where it cannot be drawn"
     training = gan.Training(train, CONFIG)
