@@ -194,6 +194,14 @@ def _can_be_recorded(link):
     "Whether a GPU's recording can hold a link: work of the device, and no coin of a batch"
     return _is_recordable(link) and getattr(link, "p_gen", 1.0) == 1.0
 
+
+def _mixers(link):
+    "The mixers in a link: itself, or those inside of it"
+    if isinstance(link, Mixer):
+        yield link
+    for inner in (*getattr(link, "links", ()), getattr(link, "link", None)):
+        yield from _mixers(inner) if inner is not None else ()
+
 # %% ../nbs/31_chains.ipynb #096d1f37
 class Chain:
     "Links one after the other: changes of images, and mixers with augment(images, targets)"

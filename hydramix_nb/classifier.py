@@ -9,6 +9,7 @@ __all__ = ['PROFILES', 'Config', 'profile', 'Method', 'predict', 'evaluate', 'Tr
 import math
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 
 # %% ../nbs/32_classifier.ipynb #34052d74
 import numpy as np
@@ -19,7 +20,7 @@ from torch.optim import swa_utils
 
 # %% ../nbs/32_classifier.ipynb #938c36d5
 from . import training
-from .chains import Chain, Chance, _mixes_labels
+from .chains import Chain, Chance, _mixers, _mixes_labels
 from .data import ImageSet, crop_flip, load_images, to_float
 from .identity import _check_types, describe, _warn_of_reuse
 from .networks import network
@@ -356,18 +357,29 @@ class Result:
     earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 
 # %% ../nbs/32_classifier.ipynb #509c3806
-def _check(train, test, config):
+def _check_classes(given, train, name, way_out):
+    "ValueError for a set whose classes are not those of the training set, in their order"
+    theirs, ours = list(given.classes), list(train.classes)
+    if theirs != ours:
+        pairs = enumerate(zip_longest(theirs, ours))
+        i, there, here = next((i, a, b) for i, (a, b) in pairs if a != b)
+        raise ValueError(
+            f"{name} has other classes than the training set, {len(theirs)} against {len(ours)}: "
+            f"number {i} is {there!r} there and {here!r} here; {way_out}"
+        )
+
+
+def _check(train, test, config, mixer=None):
     "Errors that should come before the work"
     if not isinstance(config, Config):
         kind = type(config).__name__
         raise TypeError(f"config is a {kind}: classifier.profile(name, size) gives one")
     if len(train.classes) < 2:
         raise ValueError(f"one class, {train.classes[0]!r}: a classifier needs two or more")
-    if list(train.classes) != list(test.classes):
-        raise ValueError(
-            "the test set has other classes than the training set: "
-            f"{test.classes[:5]}… against {train.classes[:5]}…"
-        )
+    _check_classes(test, train, "the test set", "both need the same, in the same order")
+    for one in _mixers(mixer):
+        way_out = "make the mixer of the training set, as in HydraMix(trained, train)"
+        _check_classes(one.train, train, f"the set of {type(one).__name__}", way_out)
     sides = tuple(test.images.shape[1:]), tuple(train.images.shape[1:])
     if sides[0] != sides[1]:
         raise ValueError(
@@ -375,7 +387,7 @@ def _check(train, test, config):
             "load both with the same size=…"
         )
 
-
+# %% ../nbs/32_classifier.ipynb #509c3807
 def _check_outputs(state):
     "ValueError where a network of one's own does not give a score for each class"
     state.model.eval()
@@ -417,7 +429,7 @@ def fit(
     train = train if device is None else train.to(device)
     config = config or profile(size=max(train.images.shape[-2:]))
     method = method if isinstance(method, Method) else Method(mixer=method)
-    _check(train, test, config)
+    _check(train, test, config, method.mixer)
     if method.network is None:
         lower = "batch_size, or take a smaller network"
         check_memory(sum(_step_bytes(config, train)), train.device, lower)

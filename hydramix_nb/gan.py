@@ -424,7 +424,7 @@ def _fit_once(
     **options,  # arguments of `training.run`
 ) -> Trained:
     "Train to the last step, or load what a finished training left in the folder"
-    if folder is not None:
+    if folder:
         steps = epoch_steps(train, config)[1]
         found = _finished(Path(folder).expanduser(), settings, config, steps, train.device)
         if found:

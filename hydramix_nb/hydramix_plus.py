@@ -169,7 +169,7 @@ def fit(
     train, test = load_images(train), test if test is None else load_images(test)
     learn, judge = _configs(train, seed)
     gan._check(train, learn)
-    folder = None if folder is None else Path(folder).expanduser()
+    folder = Path(folder).expanduser() if folder else None
     judged_on = train if test is None else test
     classifier._check(train, judged_on, judge)
     if folder is not None:

@@ -291,7 +291,7 @@ def _warn_of_reuse(
     unknown: list,  # from `describe`
 ):
     "A warning where a checkpoint will be continued though something in its training is unknown"
-    if unknown and folder is not None and (Path(folder).expanduser() / _CHECKPOINT).exists():
+    if unknown and folder and (Path(folder).expanduser() / _CHECKPOINT).exists():
         warnings.warn(
             f"the checkpoint in {folder} is continued, but {', '.join(sorted(set(unknown)))} "
             "cannot be compared with that of its training: if it has changed, name another folder",

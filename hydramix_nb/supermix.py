@@ -249,7 +249,7 @@ class SuperMix(Mixer):
         size = _checked_side(train, teacher, pool, alpha)
         settings = _settings(profile, size) | settings
         usual = settings.pop("pool")
-        places = [None if folder is None else Path(folder) / name for name in ("teacher", "pool")]
+        places = [Path(folder) / name if folder else None for name in ("teacher", "pool")]
         if teacher is None:
             config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
             options = dict(folder=places[0], progress=progress)

@@ -465,7 +465,7 @@ def _interrupts(log):
 # %% ../nbs/04_training.ipynb #d985db74
 def run(
     training: Training,  # training to take to its last step
-    folder=None,  # folder of checkpoint, images and TensorBoard log; a checkpoint there is resumed
+    folder=None,  # folder of all files; a checkpoint there is resumed. None or empty: no files
     settings: str = "",  # `settings_text`, which a checkpoint must share with this training
     *,
     name: str = "training",  # text before the bar
@@ -473,7 +473,7 @@ def run(
     **options,  # kind, checkpoint_minutes, looks, picture_every: see `_Log`
 ):
     "Step after step, watched; on a CPU the same seed gives the same weights, interrupted or not"
-    folder = None if folder is None else Path(folder).expanduser()
+    folder = Path(folder).expanduser() if folder else None
     with _Log(training, folder, settings, **options) as log, _interrupts(log), training.around():
         count = dict(total=training.steps, initial=training.done)
         with tqdm(**count, desc=name, disable=not progress, mininterval=1) as bar:

@@ -13,7 +13,8 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from hydramix_nb import classifier, files, gan, training
+from hydramix_nb import classifier, files, gan, hydramix_plus, training
+from hydramix_nb.chains import Chain, Chance
 from hydramix_nb.classifier import (
     Method,
     Training,
@@ -400,6 +401,28 @@ def test_data_that_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         fit(train, test, None, tiny(), folder=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("inside", [lambda mixer: mixer, lambda mixer: Chain(Chance(mixer, 0.5))])
+def test_a_mixer_of_other_classes_is_refused(inside):
+    "Its images would have the labels of classes that they do not show"
+    renamed = ImageSet(TRAIN.images, TRAIN.labels, ["c0", "c1", "d"])
+    for other, said in (
+        (pictures(classes=4), "the set of MixUp has other classes.*4 against 3: number 3 is 'c3'"),
+        (renamed, "3 against 3: number 2 is 'd' there and 'c2' here; make the mixer of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fit(TRAIN, TEST, inside(MixUp(other)), tiny(), progress=False)
+    others = pictures(seed=2)  # of the same classes
+    assert fit(TRAIN, TEST, inside(MixUp(others)), tiny(steps=1), progress=False).history
+
+
+def test_an_empty_folder_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(TRAIN, TEST, None, tiny(steps=1), folder="", progress=False)
+    gan.fit(TRAIN, gan.profile("tiny", 16, steps=1), folder="", progress=False)
+    hydramix_plus.fit(TRAIN, steps=(0, 1), folder="", progress=False)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
