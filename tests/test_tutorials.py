@@ -43,6 +43,14 @@ def anchors(path):
 # the tutorials
 
 
+@pytest.mark.parametrize("folder", ["tutorials", "experiments"])
+def test_the_extra_that_is_named_suffices(folder):
+    "`pip install -e '.[runs]'` brings no tools of developers, which chapters test themselves with"
+    for path in sorted((NBS / folder).glob("*.ipynb")):
+        code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
+        assert not re.search(r"^\s*(?:from|import) (?:fastcore|nbdev|pytest)\b", code, re.M), path
+
+
 def test_your_own_images_with_a_folder(tmp_path, quick_kernels):
     "Another folder: two classes, PNG and JPEG, one grey image, few test images; few steps"
     from PIL import Image
