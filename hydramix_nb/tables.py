@@ -307,6 +307,7 @@ def _parser(known, experiment=None):
     "The options of `hydramix_sweep`; `known` are the parameters of the notebooks"
     parser = argparse.ArgumentParser(
         "hydramix_sweep",
+        usage="hydramix_sweep experiment [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_DESCRIPTION,
         epilog=(_EXAMPLE.format(experiment) if experiment else _EXAMPLES) + _STATUS,
@@ -314,8 +315,7 @@ def _parser(known, experiment=None):
     parser.add_argument("experiment", help="one of " + ", ".join(EXPERIMENTS))
 
     def option(name, **settings):
-        spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"])
-        parser.add_argument(*spellings, dest=name, **settings)
+        parser.add_argument(f"--{name}", **settings)
 
     defaults = dict(profile="small", seeds="0,1,2,3,4", out="runs", workers="0", device="auto")
     for name, text in _GRID_HELP.items():
@@ -401,8 +401,9 @@ def _check_places(options, runs):
             _find_data(name, options["data_root"])
         except FileNotFoundError as e:
             if not options["dry_run"] or (":" in name and options["datasets"]):
-                quoted = "; a path with a comma stands in quotes: '\"folder:a, b\"'"
-                hint = quoted if "," in (options["datasets"] or "") else ""
+                hint = "; reproduce_a_table.ipynb makes it" if name == "npz:cifar10" else ""
+                if "," in (options["datasets"] or ""):
+                    hint += "; a path with a comma stands in quotes: '\"folder:a, b\"'"
                 raise FileNotFoundError(f"--datasets {e}{hint}") from e
             print(f"not there yet: {e}")
 
@@ -437,6 +438,12 @@ def _experiment_in(arguments):
     "The experiment that the arguments name; None where they name none"
     return next((argument for argument in arguments if argument in EXPERIMENTS), None)
 
+
+def _underscored(argument):
+    "An option as its parameter is called, however it is spelled: --dry-run is --dry_run"
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
 # %% ../nbs/64_tables.ipynb #2a8e6d90
 def main(
     arguments=None,  # list of str; None: the command line
@@ -448,7 +455,7 @@ def main(
     for name in notebooks:
         known |= notebook_parameters(find_notebook(name))
     parser = _parser(known, experiment)
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(map(_underscored, arguments)))
     try:
         tasks, settings = _read_options(options, known)
     except (ValueError, TypeError, OSError) as e:

@@ -425,6 +425,9 @@ def test_sweep_options(tmp_path, capsys):
     pytest.importorskip("papermill")
     assert tables.main([*OPTIONS, "--out", str(tmp_path), "--scheduler", "tcp://127.0.0.1:1"]) == 0
     assert "4 runs: 0 done, 4 left" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    short = ["table_1", "--data-root", str(tmp_path), "--sample", "5", "--methods=MixUp", "--dry"]
+    assert tables.main([*short, "--generator-dataset", "toys"]) == 0
+    assert "15 runs: 0 done, 15 left" in capsys.readouterr().out
     for wrong in (
         ["table_1", "--methods", "HydraMx"],
         ["table_99"],

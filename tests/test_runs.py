@@ -682,6 +682,9 @@ def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e:
         tables.main(ask)
     assert e.value.code == 2 and "--datasets cifair10: nothing at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tables.main(["table_1", "--datasets", "npz:cifar10", "--out", str(tmp_path / "runs")])
+    assert "cifar10; reproduce_a_table.ipynb makes it" in capsys.readouterr().err
     assert tables.main([*ask, "--dry_run"]) == 0
     assert "not there yet: cifair10" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
