@@ -18,6 +18,7 @@ from .files import atomic_write
 # %% ../nbs/67_figures.ipynb #08aff71b
 _COLORS = {
     "HydraMix": "#D55E00",
+    "HydraMix+": "#882255",
     "ChimeraMix+Seg": "#0072B2",
     "ChimeraMix+Grid": "#56B4E9",
     "MixUp": "#009E73",
@@ -176,6 +177,7 @@ def bars(
     import matplotlib.pyplot as plt
 
     cells = _in_common(cells, [name for pair in pairs for name in pair])
+    pairs = [pair for pair in pairs if cells.method.isin(pair).any()]
     places = cells[["data", "samples_per_class"]].drop_duplicates().itertuples(index=False)
     said = [f"{data}, {number} per class" for data, number in places]
     if len(said) > 1:
