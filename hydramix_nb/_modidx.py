@@ -1261,6 +1261,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hydramix_nb.tables._read_runs': ('tables.html#_read_runs', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._report_end': ('tables.html#_report_end', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._split_commas': ('tables.html#_split_commas', 'hydramix_nb/tables.py'),
+                                    'hydramix_nb.tables._underscored': ('tables.html#_underscored', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables._usual_name': ('tables.html#_usual_name', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables.grid': ('tables.html#grid', 'hydramix_nb/tables.py'),
                                     'hydramix_nb.tables.main': ('tables.html#main', 'hydramix_nb/tables.py')},

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # %% ../nbs/66_report.ipynb #f9860679
 from .files import write_text
-from .results import compare, measured, select_runs, _VARIED, _counterpart
+from .results import compare, measured, select_runs, _VARIED, _counterpart, _finished
 from .runs import run_id
 from .sweeps import _describe_failure, plan, sweep
 from .tables import _ALONE, EXPERIMENTS, grid, _notebook_of
@@ -252,8 +252,11 @@ def missing(
         return ""
     given = [_option(k, v) for k, v in options.items() if v not in (None, [], "", [""])]
     command = " ".join([f"hydramix_sweep {experiment}", *given])
-    many = f"{len(left)} of {len(wanted)} runs have not finished"
-    return f"{many}. This does them:\n\n    {command}"
+    here = _finished(folder := options.get("out", "runs")).keys()
+    again = sum(run_id(run) in there - here for run in wanted)
+    many = f"{len(left)} of {len(wanted)} runs have not finished. This does them"
+    many += f", and once more the {again} that are not in the folder {folder}" if again else ""
+    return f"{many}:\n\n    {command}"
 
 # %% ../nbs/66_report.ipynb #5af523d1
 def as_list(
@@ -349,5 +352,7 @@ def experiment(
     there = select_runs(found[found.profile == profile], name)
     counted = asked if options else _counted(name, asked, there)
     given = {k: v for k, v in counted.items() if v}
-    print(missing(grid(name, **given), found, name, **given, out=out))
+    wanted = grid(name, **given)
+    everything = f"All {len(wanted)} runs of these data sets, methods and seeds have finished."
+    print(missing(wanted, found, name, **given, out=out) or everything)
     return cells

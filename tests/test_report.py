@@ -169,6 +169,22 @@ def test_a_comma_in_a_path_survives_the_command_for_missing_runs(tmp_path):
     )
 
 
+def test_a_run_that_only_a_csv_knows_is_done_once_more(tmp_path, capsys):
+    for seed in (0, 1):
+        finished(tmp_path / "there", 20.0, seed=seed)
+    results.collect(tmp_path / "there", tmp_path / "results.csv")
+    finished(tmp_path / "here", 20.0, seed=1)
+    ask = dict(datasets=["npz:cifar100"], samples_per_class=[5], methods=["HydraMix"])
+    ask |= dict(out=tmp_path / "here", results=tmp_path / "results.csv")
+    for seeds, said in (
+        ([0, 1, 2], "1 of 3 runs have not finished. This does them, and once more the 1 that"),
+        ([1, 2], "1 of 2 runs have not finished. This does them:"),
+        ([0, 1], "All 2 runs of these data sets, methods and seeds have finished."),
+    ):
+        report.experiment("table_1", seeds=seeds, **ask)
+        assert said in capsys.readouterr().out
+
+
 def test_only_the_asked_profile_and_defaults_count(tmp_path):
     finished(tmp_path, 20.0)
     finished(tmp_path, 90.0, profile="paper")
@@ -382,3 +398,14 @@ def test_of_a_table_without_runs_the_paper_s_cells_that_are_asked_for_are_shown(
     cells = report.experiment("table_1", out=tmp_path, results="", **asked)
     assert set(cells.data) == {"ciFAIR-10"} and set(cells.samples_per_class) == {5, 10}
     assert report.experiment("table_1", out=tmp_path, results="", datasets=["photos"]).empty
+
+
+def test_a_pair_without_results_has_no_place_among_the_bars():
+    from matplotlib import pyplot as plt
+
+    methods = ["ChimeraMix+Seg", "NMix", "HydraMix"]
+    cells = dict(data="made up", samples_per_class=5, mean=30.0, std=1.0, paper_mean=35.0)
+    figure = figures.bars(pd.DataFrame([dict(cells, method=method) for method in methods]))
+    axes = figure.axes[0]
+    plt.close(figure)
+    assert len(axes.patches) == 3 and axes.patches[0].get_x() < 0.5 and axes.get_xlim()[1] < 2
