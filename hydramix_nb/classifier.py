@@ -7,7 +7,7 @@ __all__ = ['PROFILES', 'Config', 'profile', 'Method', 'predict', 'evaluate', 'Tr
 
 # %% ../nbs/32_classifier.ipynb #fad36853
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import zip_longest
 
@@ -348,11 +348,11 @@ class Training(_Step):
 class Result:
     "A trained classifier and its accuracy"
 
-    model: nn.Module  # classifier, in evaluation mode
+    model: nn.Module = field(repr=False)  # classifier, in evaluation mode
     accuracy: float  # top-1 on the test set after the last step, percent
     top5: float  # top-5 on the test set after the last step, percent
-    confusion: torch.Tensor  # int64 [classes,classes]: true class in rows, prediction in columns
-    history: list  # one dict per evaluation: step, loss, accuracy
+    confusion: torch.Tensor = field(repr=False)  # counts, int64 [true class,predicted class]
+    history: list = field(repr=False)  # one dict per evaluation: step, loss, accuracy
     config: Config  # settings
     earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 

@@ -383,6 +383,7 @@ def test_unbalanced_classes_and_a_test_set_without_some():
     test = ImageSet(TEST.images[:4], torch.zeros(4, dtype=torch.long), TEST.classes)
     result = fit(train, test, None, tiny(), progress=False)
     assert result.confusion.sum().item() == 4 and result.top5 == 100
+    assert f"accuracy={result.accuracy}, top5=100" in repr(result) and "Conv2d" not in repr(result)
 
 
 @pytest.mark.parametrize(
