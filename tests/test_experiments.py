@@ -197,6 +197,14 @@ def test_quickstart_finds_the_same_with_two_processes(tmp_path, quick_kernels, l
     assert found[0] == found[1] and len(found[0]) == 2
 
 
+def test_one_draw_of_the_quickstart_has_a_gain_and_no_interval(tmp_path, quick_kernels):
+    few = dict(profile="tiny", test_images=50, draws=1, workers=1, out=str(tmp_path))
+    execute(ROOT / "nbs/experiments/quickstart.ipynb", QUICKSTART | few, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert set(result["gain"]) == {"mean"} and "One draw" in result["verdict"]
+    assert "interval of 1" not in (tmp_path / "quickstart.ipynb").read_text(encoding="utf-8")
+
+
 def test_every_notebook_that_is_one_run_is_executed_by_a_table():
     assert {tables._notebook_of(table) for table in tables.EXPERIMENTS} == set(RUNS)
     for notebook, table in RUNS.items():
