@@ -150,10 +150,10 @@ and a pull below a hundredth"
 class Trained:
     "A trained generator with what is needed to use it"
 
-    generator: Generator  # generator in evaluation mode
+    generator: Generator = field(repr=False)  # generator in evaluation mode
     config: Config  # settings of its training
     classes: list  # names of the classes it saw
-    history: list = field(default_factory=list)  # losses and lr of the logged steps, one dict each
+    history: list = field(default_factory=list, repr=False)  # of each logged step: losses, lr
     card: str = ""  # what its weights have seen and are good for, in words
 
     @property

@@ -493,3 +493,8 @@ def test_saved_in_half_precision(tmp_path):
     assert half.stat().st_size < 0.6 * whole.stat().st_size
     same_state(gan.load(half).generator.state_dict(), gan.load(whole).generator.state_dict())
     assert gan.load(half).card == shipped.card
+
+
+def test_a_printed_generator_leaves_its_network_and_history_out():
+    text = repr(gan.pretrained())
+    assert text.startswith("Trained(config=Config(n_images=4") and "Conv" not in text
