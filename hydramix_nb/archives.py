@@ -151,7 +151,8 @@ def _main(
     parser = argparse.ArgumentParser("hydramix_pack", description=_DESCRIPTION)
     parser.add_argument("out", help="folder of all runs")
     parser.add_argument("file", help="archive to write, such as home.zip")
-    parser.add_argument("--megabytes", type=float, default=100, help="most that it may take")
+    most = "most that the file may take, in 10⁶ bytes; default 100"
+    parser.add_argument("--megabytes", type=float, metavar="N", default=100, help=most)
     options = parser.parse_args(arguments)
     try:
         print(_pack(options.out, options.file, options.megabytes))

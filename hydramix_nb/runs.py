@@ -164,7 +164,8 @@ def _find_data(
         if place.exists():
             return place
     looked = dict.fromkeys(str(place.absolute()) for place in places)
-    raise FileNotFoundError(f"{name}: nothing at {' or at '.join(looked)}")
+    fetch = "" if colon else f"; load_images({name!r}, download=True) fetches it"
+    raise FileNotFoundError(f"{name}: nothing at {' or at '.join(looked)}{fetch}")
 
 # %% ../nbs/60_runs.ipynb #3c9e01d7
 def _file_digest(file, kept):

@@ -681,7 +681,9 @@ def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
     ask = ["table_1", "--datasets", "cifair10", "--seeds", "0", "--out", str(tmp_path / "runs")]
     with pytest.raises(SystemExit) as e:
         tables.main(ask)
-    assert e.value.code == 2 and "--datasets cifair10: nothing at" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and "--datasets cifair10: nothing at" in said
+    assert "load_images('cifair10', download=True) fetches it" in said
     with pytest.raises(SystemExit):
         tables.main(["table_1", "--datasets", "npz:cifar10", "--out", str(tmp_path / "runs")])
     assert "cifar10; reproduce_a_table.ipynb makes it" in capsys.readouterr().err
