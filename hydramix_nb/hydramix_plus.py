@@ -178,5 +178,7 @@ def fit(
         steps = _steps(train, minutes, steps, seed, folder, cache)
         if progress:
             print(_said(train, steps, judge, seed))
+        if progress and test is None:
+            print("no test=…: the accuracy in the bar is that of the images it learns from")
         found = _fit(train, judged_on, (learn, judge), steps, folder, cache, progress)
     return _unjudged(found) if test is None else found

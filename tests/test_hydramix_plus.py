@@ -52,6 +52,7 @@ def test_it_says_how_to_repeat_it_and_repeats_it(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "again, the same: hydramix_plus.fit(train, steps=(20, 20), seed=3)" in said
     assert "Chain" in said and "MixUp" in said
+    assert "the accuracy in the bar is that of the images it learns from" in said
     assert math.isnan(first.accuracy) and "accuracy" not in first.history[0]
     again = hydramix_plus.fit(FEW, steps=(20, 20), seed=3, test=FEW, progress=False)
     assert 0 <= again.accuracy <= 100
