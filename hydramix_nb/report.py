@@ -246,15 +246,14 @@ def missing(
     **options,  # options of the command: profile, datasets, samples_per_class, methods, seeds, out
 ) -> str:  # empty where everything is there
     "Say how many runs have not finished, and give the command for them"
-    there = set(results.id)
-    left = [run for run in wanted if run_id(run) not in there]
-    if not left:
+    ids, there = {run_id(run) for run in wanted}, set(results.id)
+    if ids <= there:
         return ""
     given = [_option(k, v) for k, v in options.items() if v not in (None, [], "", [""])]
     command = " ".join([f"hydramix_sweep {experiment}", *given])
     here = _finished(folder := options.get("out", "runs")).keys()
-    again = sum(run_id(run) in there - here for run in wanted)
-    many = f"{len(left)} of {len(wanted)} runs have not finished. This does them"
+    again = len(ids & there - here)
+    many = f"{len(ids - there)} of {len(ids)} runs have not finished. This does them"
     many += f", and once more the {again} that are not in the folder {folder}" if again else ""
     return f"{many}:\n\n    {command}"
 
