@@ -57,29 +57,52 @@ def _configs(train, seed):
     return gan.profile(name, side, seed=seed), judged
 
 
+def _mixup(train):
+    "What is left of HydraMix+ without compositions"
+    return Chain(crop_flip, MixUp(train))
+
+
+def _compositions_pay(train):
+    "Whether they were measured to do no harm: not at a CPU's settings with so many images"
+    return train.device.type != "cpu" or len(train) < 50 * len(train.classes)
+
+
 def _budget(train, minutes, seed, cache):
-    "Steps of generator and classifier that fit into the minutes; 0 for no generator of its own"
-    learn, judge = _configs(train, seed)
-    links = Chain(crop_flip, MixUp(train))
+    "Steps of generator and classifier that fit in: 0 for the package's generator, None for none"
+    (learn, judge), seconds = _configs(train, seed), 54 * minutes
     with seeded(seed, train.device):
+        training = classifier.Training(train, classifier.Method(_mixup(train)), judge)
+        quick = _seconds_per_step(training)
+        if not _compositions_pay(train):
+            return [None, max(1, round(min(4 * training.steps, seconds / quick)))]
         composing = gan.Training(train, learn, cache)
-        training = classifier.Training(train, classifier.Method(links), judge)
-        slow, quick = _seconds_per_step(composing), _seconds_per_step(training)
-    seconds, wanted = 54 * minutes, (composing.steps, training.steps)
+        slow = _seconds_per_step(composing)
+    wanted = composing.steps, training.steps
     share = min(4, seconds / (slow * wanted[0] + quick * wanted[1]))
     if share >= 0.25:
         return [round(share * steps) for steps in wanted]
     return [0, max(1, round(min(wanted[1], seconds / quick)))]
 
 # %% ../nbs/33_hydramix_plus.ipynb #149f6acb
+def _asked(steps):
+    "Steps of generator and classifier, as they were asked for"
+
+    def count(number, least):
+        return isinstance(number, Integral) and number >= least
+
+    pair = steps if isinstance(steps, (tuple, list)) and len(steps) == 2 else (0, 0)
+    if not (pair[0] is None or count(pair[0], 0)) or not count(pair[1], 1):
+        raise ValueError(
+            f"steps={steps!r}: (steps of the generator, of the classifier); instead of the first "
+            "0 is the generator that comes with the package, None trains without compositions"
+        )
+    return list(pair)
+
+
 def _steps(train, minutes, steps, seed, folder, cache):
     "Steps that were asked for, or that an earlier call planned in this folder, or that fit in"
     if steps is not None:
-        two = isinstance(steps, (tuple, list)) and len(steps) == 2
-        two = two and all(isinstance(number, Integral) for number in steps)
-        if not two or steps[0] < 0 or steps[1] < 1:
-            raise ValueError(f"steps={steps!r}: (steps of the generator or 0, of the classifier)")
-        return list(steps)
+        return _asked(steps)
     plan = None if folder is None else folder / "plan.json"
     wanted = dict(minutes=minutes, seed=seed, images=train.digest())
     known = (read_json(plan) if plan else None) or {}
@@ -93,13 +116,16 @@ def _steps(train, minutes, steps, seed, folder, cache):
 
 def _said(train, steps, config, seed):
     "What is going to be done, and how to do it again"
-    other = "the generator that comes with the package (it has seen 500 images of CIFAR-100)"
-    own = f"a generator of these {len(train)} images ({steps[0]:,} steps)"
-    many = train.device.type == "cpu" and len(train) >= 50 * len(train.classes)
-    note = " (at small settings MixUp alone is better for so many)" if many else ""
+    if steps[0] is None:
+        mixed = "MixUp without compositions"
+        if not _compositions_pay(train):
+            mixed += " (with 50 images a class and more they cost accuracy at a CPU's settings)"
+    elif steps[0]:
+        mixed = f"a generator of these {len(train)} images ({steps[0]:,} steps)"
+    else:
+        mixed = "the generator that comes with the package (it has seen 500 images of CIFAR-100)"
     return (
-        f"HydraMix+ on {train.device}: {own if steps[0] else other}, "
-        f"then {config.network} ({steps[1]:,} steps){note}; "
+        f"HydraMix+ on {train.device}: {mixed}, then {config.network} ({steps[1]:,} steps); "
         f"again, the same: hydramix_plus.fit(train, steps=({steps[0]}, {steps[1]}), seed={seed})"
     )
 
@@ -145,8 +171,11 @@ def _fit(
 ):
     "A `classifier.Result` of both trainings"
     learn, judge = settings
-    trained = _generator(train, learn, steps[0], folder, cache, progress)
-    made = chain(trained, train, seed=judge.seed, cache=cache)
+    if steps[0] is None:
+        made = _mixup(train)
+    else:
+        trained = _generator(train, learn, steps[0], folder, cache, progress)
+        made = chain(trained, train, seed=judge.seed, cache=cache)
     if progress:
         print(made)
     judge, place = replace(judge, steps=steps[1]), folder and folder / "classifier"
@@ -158,7 +187,7 @@ def fit(
     minutes: float = 10,  # time that it may take
     *,
     test=None,  # images to judge on at the end; None: accuracy is NaN, see `classifier.evaluate`
-    steps: tuple | None = None,  # steps of generator and classifier, instead of minutes
+    steps: tuple | None = None,  # instead of minutes: of generator (or 0 or None) and classifier
     seed: int = 0,  # decides everything but the steps
     folder=None,  # folder for generator, classifier and plan; an unfinished training continues
     progress: bool = True,  # say what is done, with progress bars

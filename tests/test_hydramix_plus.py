@@ -82,13 +82,35 @@ def test_a_folder_keeps_the_plan_and_goes_on(tmp_path, monkeypatch):
 def test_without_a_generator_of_its_own_it_says_which(capsys):
     hydramix_plus.fit(FEW, steps=(0, 2))
     said = capsys.readouterr().out
-    assert "it has seen 500 images of CIFAR-100" in said and "MixUp alone" not in said
+    assert "it has seen 500 images of CIFAR-100" in said and "MixUp without" not in said
 
 
-def test_it_says_where_mixup_alone_is_better():
+@pytest.mark.parametrize("minutes, steps", [(1, 154), (100, 160), (0.001, 1)])
+def test_from_fifty_images_a_class_on_it_trains_with_mixup_alone(minutes, steps, monkeypatch):
+    clock(monkeypatch, 1.0, 0.35)
+    many = FEW[torch.arange(len(FEW)).repeat(13)]  # 52 of each class
+    assert hydramix_plus._budget(many, minutes, 0, None) == [None, steps]
+    fewer = FEW[torch.arange(len(FEW)).repeat(12)]
+    assert None not in hydramix_plus._budget(fewer, minutes, 0, None)
+
+
+def test_without_compositions_no_generator_is_trained_or_fetched(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(hydramix_plus, "_generator", lambda *a: pytest.fail("a generator"))
     many = FEW[torch.arange(len(FEW)).repeat(13)]
-    config = classifier.profile("tiny", 32)
-    assert "MixUp alone is better for so many" in hydramix_plus._said(many, [4, 4], config, 0)
+    hydramix_plus.fit(many, 0.001, folder=tmp_path)
+    said = capsys.readouterr().out
+    assert "MixUp without compositions (with 50 images a class and more they cost" in said
+    assert "hydramix_plus.fit(train, steps=(None, " in said and "Pool" not in said
+    assert not (tmp_path / "generator").exists()
+    kept = hydramix_plus.fit(many, 0.001, folder=tmp_path, progress=False)  # the plan holds
+    found = hydramix_plus.fit(many, steps=(None, kept.config.steps), progress=False)
+    for a, b in zip(kept.model.parameters(), found.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_few_images_may_be_trained_without_compositions(capsys):
+    hydramix_plus.fit(FEW, steps=(None, 1))
+    assert "MixUp without compositions, then" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -113,10 +135,11 @@ def test_images_are_segmented_once_at_each_size(kept, how, tmp_path, monkeypatch
     [
         (dict(minutes="10"), "minutes='10': a number above 0"),
         (dict(minutes=FEW), "images to judge on are test="),
-        (dict(steps=100), "steps=100: .steps of the generator or 0"),
+        (dict(steps=100), "steps=100: .steps of the generator, of the classifier"),
+        (dict(steps=(2, None)), "steps=.2, None.: .steps of the generator"),
         (dict(folder="taken"), "taken is a file"),
     ],
-    ids=["text", "test set", "one number", "file"],
+    ids=["text", "test set", "one number", "no classifier", "file"],
 )
 def test_arguments_of_another_kind_are_said(given, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
