@@ -130,10 +130,14 @@ def _said(train, steps, config, seed):
     )
 
 
-def _unjudged(found):
-    "A result without the accuracies that it has on the images it was trained on"
+def _judged(found, test):
+    "A result with its accuracies on the test images, or without any, which it learned from"
     history = [{k: v for k, v in row.items() if k != "accuracy"} for row in found.history]
-    return replace(found, accuracy=float("nan"), top5=float("nan"), history=history)
+    if test is None:
+        return replace(found, accuracy=float("nan"), top5=float("nan"), history=history)
+    accuracy, top5, confusion = classifier.evaluate(found.model, test)
+    history[-1] |= dict(accuracy=accuracy)
+    return replace(found, accuracy=accuracy, top5=top5, confusion=confusion, history=history)
 
 # %% ../nbs/33_hydramix_plus.ipynb #d1c951ae
 def _generator(train, config, steps, folder, cache, progress):
@@ -162,14 +166,13 @@ def _map_folder(folder):
 
 def _fit(
     train,  # the few images
-    test,  # images to judge on
     settings,  # of generator and classifier, with the steps of the classifier
     steps,  # steps of generator and classifier
     folder,  # folder of the trainings, or None
     cache,  # folder for label maps
     progress,  # whether to say what is done
 ):
-    "A `classifier.Result` of both trainings"
+    "A `classifier.Result` of both trainings, judged on what it has learned from"
     learn, judge = settings
     if steps[0] is None:
         made = _mixup(train)
@@ -179,7 +182,7 @@ def _fit(
     if progress:
         print(made)
     judge, place = replace(judge, steps=steps[1]), folder and folder / "classifier"
-    return classifier.fit(train, test, made, judge, folder=place, progress=progress)
+    return classifier.fit(train, train, made, judge, folder=place, progress=progress)
 
 # %% ../nbs/33_hydramix_plus.ipynb #e3b6d778
 def fit(
@@ -199,15 +202,14 @@ def fit(
     learn, judge = _configs(train, seed)
     gan._check(train, learn)
     folder = Path(folder).expanduser() if folder else None
-    judged_on = train if test is None else test
-    classifier._check(train, judged_on, judge)
+    classifier._check(train, train if test is None else test, judge)
     if folder is not None:
         _check_folder(folder)
     with _map_folder(folder) as cache:
         steps = _steps(train, minutes, steps, seed, folder, cache)
         if progress:
             print(_said(train, steps, judge, seed))
-        if progress and test is None:
-            print("no test=…: the accuracy in the bar is that of the images it learns from")
-        found = _fit(train, judged_on, (learn, judge), steps, folder, cache, progress)
-    return _unjudged(found) if test is None else found
+            others = "" if test is not None else ": test=… are others to judge it on"
+            print(f"the accuracy in the bar is that of the images it learns from{others}")
+        found = _fit(train, (learn, judge), steps, folder, cache, progress)
+    return _judged(found, test if test is None else test.to(train.device))

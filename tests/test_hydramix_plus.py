@@ -79,6 +79,16 @@ def test_a_folder_keeps_the_plan_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.undo()
 
 
+def test_what_was_trained_without_test_images_is_judged_later(tmp_path, monkeypatch):
+    first = hydramix_plus.fit(FEW, steps=(None, 2), folder=tmp_path, progress=False)
+    monkeypatch.setattr(classifier.Training, "step", None)  # nothing is trained again
+    others = TOYS[TOYS.labels < 2][:5]
+    others = ImageSet(others.images, others.labels, FEW.classes)
+    found = hydramix_plus.fit(FEW, steps=(None, 2), folder=tmp_path, test=others, progress=False)
+    assert found.accuracy == classifier.evaluate(first.model, others)[0]
+    assert found.history[-1]["accuracy"] == found.accuracy and found.confusion.sum() == 5
+
+
 def test_without_a_generator_of_its_own_it_says_which(capsys):
     hydramix_plus.fit(FEW, steps=(0, 2))
     said = capsys.readouterr().out
