@@ -1,5 +1,6 @@
 "HydraMix+ within a time, again from its steps, and on after an interruption."
 
+import functools
 import math
 
 import pytest
@@ -14,7 +15,9 @@ FEW = ImageSet(TOYS.images[TOYS.labels < 2], TOYS.labels[TOYS.labels < 2], TOYS.
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    "The profile of a CPU, smaller"
+    "The profile of a CPU, smaller, and a smaller pool"
+    chain = functools.partial(hydramix_plus.chain, per_class=4, views=2)
+    monkeypatch.setattr(hydramix_plus, "chain", chain)
     for module in (gan, classifier):
         whole = module.profile
 
