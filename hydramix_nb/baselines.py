@@ -183,8 +183,8 @@ def _makes_images(mixer):
     return mixer is not None and not classifier._mixes_labels(mixer)
 
 
-def _check_choices(name, profile, auto_augment):
-    "ValueError if a method, profile or policy does not exist, or two policies meet"
+def _check_choices(name, profile, auto_augment, p_gen=None):
+    "ValueError for what does not exist, for two policies, and for a change of a chain's links"
     for what, value, known in (
         ("method", name, METHODS),
         ("profile", profile, classifier.PROFILES),
@@ -196,6 +196,11 @@ def _check_choices(name, profile, auto_augment):
         raise ValueError(
             f"{name} is an automatic augmentation itself: "
             f"auto_augment={auto_augment!r} would be a second one; leave it at 'none'"
+        )
+    if name == "HydraMix+" and (auto_augment, p_gen) != ("none", None):
+        raise ValueError(
+            "HydraMix+ is a whole recipe: it takes neither auto_augment nor p_gen; "
+            "hydramix_plus.chain gives its links, to which others can be added"
         )
 
 # %% ../nbs/38_baselines.ipynb #c298b8ae
@@ -214,7 +219,7 @@ def build(
     **settings,  # settings of the method: n_images, alpha, size, …
 ) -> Method:  # for classifier.fit
     "Build a method of the tables by its name. ValueError for unknown names and settings"
-    _check_choices(name, profile, auto_augment)
+    _check_choices(name, profile, auto_augment, p_gen)
     known, policy = _settings_of(METHODS[name]), None
     if auto_augment != "none":
         policy = Policy(auto_augment, train.images.shape[-1])

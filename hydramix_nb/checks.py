@@ -45,12 +45,8 @@ def _check_method(p):
 
     method, policy = p["method"], p.get("auto_augment", "none")
     if "auto_augment" in p:
-        _check_choices(method, p["profile"], policy)
-    if method == "HydraMix+" and (policy != "none" or p["p_gen"] != 0.5):
-        raise ValueError(
-            "HydraMix+ is a whole recipe: it takes neither auto_augment nor p_gen; "
-            "leave them at none and 0.5"
-        )
+        p_gen = None if p["p_gen"] == 0.5 else p["p_gen"]  # 0.5 is the method's own
+        _check_choices(method, p["profile"], policy, p_gen)
     if DINO_METHODS.get(method, method) in GENERATORS and p["samples_per_class"] < 2:
         raise ValueError(f"samples_per_class=1: {method} mixes images of a class, 2 or more")
     if method == "MixUpN" and p["n_images"] < 2:

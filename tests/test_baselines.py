@@ -226,7 +226,7 @@ def test_mixers_refuse_images_that_are_not_floats(name, trained, edited):
 def test_hydramix_plus_takes_no_second_policy_and_no_share(trained):
     one = trained["colour"]["HydraMix+"]
     for settings in (dict(auto_augment="AutoAugment"), dict(p_gen=0.3)):
-        with pytest.raises(ValueError, match="of a chain are links of it"):
+        with pytest.raises(ValueError, match="HydraMix. is a whole recipe"):
             build("HydraMix+", TRAIN, trained=one, **settings)
     chain = build("HydraMix+", TRAIN, trained=one, per_class=3, views=2, seed=4).mixer
     pool = chain.links[0].link
