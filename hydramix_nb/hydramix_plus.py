@@ -113,7 +113,7 @@ def _steps(train, minutes, steps, seed, folder, cache):
         write_json(plan, wanted | dict(steps=found))
     return found
 
-
+# %% ../nbs/33_hydramix_plus.ipynb #149f6acc
 def _said(train, steps, config, seed):
     "What is going to be done, and how to do it again"
     if steps[0] is None:
