@@ -199,8 +199,8 @@ def _check_choices(name, profile, auto_augment, p_gen=None):
         )
     if name == "HydraMix+" and (auto_augment, p_gen) != ("none", None):
         raise ValueError(
-            "HydraMix+ is a whole recipe: it takes neither auto_augment nor p_gen; "
-            "hydramix_plus.chain gives its links, to which others can be added"
+            "HydraMix+ is a whole recipe: it takes neither auto_augment nor p_gen; leave both, "
+            "or build a chain of your own from the links of hydramix_plus.chain"
         )
 
 # %% ../nbs/38_baselines.ipynb #c298b8ae

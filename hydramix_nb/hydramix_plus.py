@@ -73,15 +73,16 @@ def _budget(train, minutes, seed, cache):
     with seeded(seed, train.device):
         training = classifier.Training(train, classifier.Method(_mixup(train)), judge)
         quick = _seconds_per_step(training)
+        alone = max(1, round(seconds / quick))  # steps, if all the time is the classifier's
         if not _compositions_pay(train):
-            return [None, max(1, round(min(4 * training.steps, seconds / quick)))]
+            return [None, min(4 * training.steps, alone)]
         composing = gan.Training(train, learn, cache)
         slow = _seconds_per_step(composing)
     wanted = composing.steps, training.steps
     share = min(4, seconds / (slow * wanted[0] + quick * wanted[1]))
     if share >= 0.25:
         return [round(share * steps) for steps in wanted]
-    return [0, max(1, round(min(wanted[1], seconds / quick)))]
+    return [0, min(training.steps, alone)]
 
 # %% ../nbs/33_hydramix_plus.ipynb #149f6acb
 def _asked(steps):
@@ -131,7 +132,7 @@ def _said(train, steps, config, seed):
 
 
 def _judged(found, test):
-    "A result with its accuracies on the test images, or without any, which it learned from"
+    "A result with its accuracies on the test images, or NaN where there are none"
     history = [{k: v for k, v in row.items() if k != "accuracy"} for row in found.history]
     if test is None:
         return replace(found, accuracy=float("nan"), top5=float("nan"), history=history)
@@ -198,7 +199,8 @@ def fit(
     "Train the best classifier that we know how to train from a few images, in a stated time"
     if not isinstance(minutes, Real) or not minutes > 0:
         raise ValueError(f"minutes={minutes!r}: a number above 0; images to judge on are test=…")
-    train, test = load_images(train), test if test is None else load_images(test)
+    train = load_images(train)
+    test = None if test is None else load_images(test).to(train.device)
     learn, judge = _configs(train, seed)
     gan._check(train, learn)
     folder = Path(folder).expanduser() if folder else None
@@ -209,7 +211,7 @@ def fit(
         steps = _steps(train, minutes, steps, seed, folder, cache)
         if progress:
             print(_said(train, steps, judge, seed))
-            others = "" if test is not None else ": test=… are others to judge it on"
+            others = ": test=… are others to judge it on" if test is None else ""
             print(f"the accuracy in the bar is that of the images it learns from{others}")
         found = _fit(train, (learn, judge), steps, folder, cache, progress)
-    return _judged(found, test if test is None else test.to(train.device))
+    return _judged(found, test)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hydramix_nb import classifier, gan
+from hydramix_nb import checks, classifier, gan
 from hydramix_nb.augmentations import Cutout
 from hydramix_nb.baselines import GENERATORS, METHODS, build
 from hydramix_nb.data import ImageSet, to_float
@@ -228,6 +228,11 @@ def test_hydramix_plus_takes_no_second_policy_and_no_share(trained):
     for settings in (dict(auto_augment="AutoAugment"), dict(p_gen=0.3)):
         with pytest.raises(ValueError, match="HydraMix. is a whole recipe"):
             build("HydraMix+", TRAIN, trained=one, **settings)
+        run = dict(method="HydraMix+", profile="small", auto_augment="none", p_gen=0.5)
+        run |= dict(samples_per_class=5, size=0)
+        checks._check_method(run)
+        with pytest.raises(ValueError, match="HydraMix. is a whole recipe"):
+            checks._check_method(run | settings)
     chain = build("HydraMix+", TRAIN, trained=one, per_class=3, views=2, seed=4).mixer
     pool = chain.links[0].link
     assert len(pool.images) == 3 * len(TRAIN.classes) and pool.mixer.seed == 4

@@ -422,7 +422,7 @@ def test_an_empty_folder_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit(TRAIN, TEST, None, tiny(steps=1), folder="", progress=False)
     gan.fit(TRAIN, gan.profile("tiny", 16, steps=1), folder="", progress=False)
-    hydramix_plus.fit(TRAIN, steps=(None, 1), folder="", progress=False)
+    hydramix_plus.fit(TRAIN, steps=(0, 1), folder="", progress=False)
     assert not any(tmp_path.iterdir())
 
 
