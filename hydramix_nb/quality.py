@@ -48,15 +48,16 @@ def _verdict(value, good, doubtful):
 
 # %% ../nbs/24_quality.ipynb #25b00004
 def _more_training(config, history):
-    "Advice against a blur: more steps, or more features where more steps no longer helped"
-    errors = [figures["rec"] for figures in history if "rec" in figures]
-    fifth = len(errors) // 5
-    if fifth < 2:
+    "Advice against a blur: more steps, or more features where steps at the first rate did not help"
+    done = history[-1]["step"] if history else 0
+    first = min(config.milestones, default=1) * done  # later rates are too low to tell
+    errors = [figures["rec"] for figures in history if figures["step"] <= first]
+    third = len(errors) // 3
+    if third < 2 or first < 100:  # batches differ too much
         return "more steps"
-    before, last = (sum(e) / fifth for e in (errors[-2 * fifth : -fifth], errors[-fifth:]))
-    done = history[-1]["step"]
+    before, last = (sum(e) / third for e in (errors[-2 * third : -third], errors[-third:]))
     if last < 0.95 * before:
-        return f"more steps: steps={2 * done}, as the error was still falling after {done:,}"
+        return f"more steps: steps={2 * done}, as the error fell until the rate did"
     return f"more features: features={2 * config.features}, as more steps no longer helped"
 
 
