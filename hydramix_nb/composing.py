@@ -24,7 +24,7 @@ _MIXER_DEFAULTS = dict(reduce="bilinear", segment_size=None)  # no generator lea
 
 @dataclass(frozen=True)
 class Config:
-    "Settings of compositions; the defaults are the paper's for ciFAIR (Table 10, 3.5, 4.10)"
+    "Settings of compositions; defaults for ciFAIR, of Table 10 or else the predecessor's code"
 
     n_images: int = 4  # N, images of a composition
     mixing: str = "hydra"  # "hydra", "segments" (ChimeraMix+Seg) or "grid" (ChimeraMix+Grid)
