@@ -116,6 +116,8 @@ def test_recipes_with_a_folder_of_grey_photos(tmp_path, quick_kernels):
     [
         ("tutorials/your_own_images", dict(folder="mine", held_out=3), "held_out=3: a class has 4"),
         ("experiments/quickstart", dict(test_on="tests"), "test_on='tests': test or rest"),
+        ("experiments/quickstart", dict(draws=0), "draws=0: 1 or more"),
+        ("experiments/quickstart", dict(profile="alive"), "profile 'alive': one of paper, small"),
         (
             "experiments/quickstart",
             dict(data="folder:mine", test_on="rest", samples_per_class=4),
@@ -123,7 +125,7 @@ def test_recipes_with_a_folder_of_grey_photos(tmp_path, quick_kernels):
         ),
     ],
 )
-def test_photos_that_do_not_suffice(notebook, wrong, says, tmp_path):
+def test_photos_that_do_not_suffice(notebook, wrong, says, tmp_path, quick_kernels):
     from PIL import Image
 
     for name in ("cat", "dog"):
