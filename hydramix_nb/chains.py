@@ -108,7 +108,7 @@ class OneOf:
         if not links:
             raise ValueError("OneOf without links: there is nothing to draw from")
         p = tuple(p) if p is not None else (1 / len(links),) * len(links)
-        if len(p) != len(links) or min(p) < 0 or sum(p) > 1 + 1e-6:
+        if len(p) != len(links) or not all(x >= 0 for x in p) or not sum(p) <= 1 + 1e-6:
             raise ValueError(f"p={p}: a probability for each of {len(links)} links, 1 in all")
         self.links, self.p = links, p
         self.mixes_labels = any(_mixes_labels(link) for link in links)

@@ -473,6 +473,8 @@ def paired_gain(
     level: float = 0.95,  # confidence level, 0…1
 ) -> tuple:  # mean of ours − theirs in points, lower and upper end of its interval
     "The mean gain over paired seeds and its interval by Student's t; one seed has no interval"
+    if np.shape(ours) != np.shape(theirs):
+        raise ValueError(f"accuracies of {len(ours)} and {len(theirs)} seeds: pairs are needed")
     gain = np.asarray(ours, float) - np.asarray(theirs, float)
     if len(gain) < 2:
         return float(gain.mean()), math.nan, math.nan

@@ -11,6 +11,7 @@ import math
 import os
 import warnings
 from collections import Counter
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -171,8 +172,9 @@ def few_shot_indices(
     classes,  # class names, for the error that names a class with too few images
 ):  # positions, int64 [classes·samples_per_class] on the CPU, the classes shuffled
     "Draw a balanced few as ChimeraMix does; ValueError names the classes that have too few"
-    if samples_per_class < 1:
-        raise ValueError(f"samples_per_class must be at least 1, got {samples_per_class}")
+    for name, value, least in ("samples_per_class", samples_per_class, 1), ("seed", seed, 0):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
     labels, rng = labels.cpu().numpy(), np.random.default_rng(seed)
     counts = np.bincount(labels, minlength=len(classes))
     short = [f"{c!r} ({n})" for c, n in zip(classes, counts) if n < samples_per_class]

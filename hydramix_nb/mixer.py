@@ -55,7 +55,7 @@ class _Range:
 def _per_channel(name, value, channels):
     "A number, or one for each channel, as a tensor [C,1,1]"
     out = torch.as_tensor(value, dtype=torch.float32).flatten()
-    if len(out) not in (1, channels):
+    if len(out) not in (1, channels) or not bool(out.isfinite().all()):
         raise ValueError(f"{name}={value}: one number, or one for each of {channels} channels")
     return out.expand(channels).clone().view(-1, 1, 1)
 

@@ -375,8 +375,8 @@ class MixUp(Mixer):
         **loop,  # mean and std of the loop's Normalize, for calls with labels
     ):
         super().__init__(train, **loop)
-        if alpha <= 0:
-            raise ValueError(f"alpha={alpha}: must be more than 0")
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha={alpha}: a number is needed, more than 0")
         self.alpha = alpha
 
     def weights(self, batch, device):

@@ -122,6 +122,9 @@ def test_few_shot_is_the_same_for_other_pixels_and_refuses_nothing():
     for k in (0, -1):
         with pytest.raises(ValueError, match="at least 1"):
             s.few_shot(k, 0)
+    for k, seed in ((2.5, 0), ("2", 0), (2, None), (2, -1), (2, 0.5)):  # None draws anew each time
+        with pytest.raises(ValueError, match="must be a whole number"):
+            s.few_shot(k, seed)
     with pytest.raises(ValueError, match=r"fewer of 'c0' \(20\), 'c1' \(20\), 'c2' \(20\)"):
         s.few_shot(21, 0)
 

@@ -1,5 +1,6 @@
 "Mixers on images of odd kinds, and folders of generated images whose writing was interrupted"
 
+import math
 import os
 import signal
 import time
@@ -405,6 +406,21 @@ def test_wrong_labels_are_an_error_on_every_call_of_every_link(change):
     for link in (never, SmoothLabels(data), Chain(never), Chain(SmoothLabels(data))):
         with pytest.raises((TypeError, ValueError), match="labels"):
             link.augment(x, y)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda d: MixUp(d, alpha=math.inf), "alpha=inf"),
+        (lambda d: MixUp(d, alpha=math.nan), "alpha=nan"),
+        (lambda d: OneOf(MixUp(d), NMix(d), p=(math.nan, 0.5)), "a probability for each"),
+        (lambda d: NMix(d, mean=math.nan, std=1.0), "mean=nan"),
+        (lambda d: NMix(d, mean=0.0, std=math.inf), "std=inf"),
+    ],
+)
+def test_settings_that_are_not_finite_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(noise())
 
 
 def test_what_is_no_mixer_no_generator_and_no_policy(tmp_path):
