@@ -722,6 +722,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hydramix_nb.mixer._on': ('mixer.html#_on', 'hydramix_nb/mixer.py'),
                                    'hydramix_nb.mixer._part_of': ('mixer.html#_part_of', 'hydramix_nb/mixer.py'),
                                    'hydramix_nb.mixer._per_channel': ('mixer.html#_per_channel', 'hydramix_nb/mixer.py'),
+                                   'hydramix_nb.mixer._pixels': ('mixer.html#_pixels', 'hydramix_nb/mixer.py'),
                                    'hydramix_nb.mixer._replace_where': ('mixer.html#_replace_where', 'hydramix_nb/mixer.py')},
             'hydramix_nb.mixing': { 'hydramix_nb.mixing.ChimeraMix': ('mixing.html#chimeramix', 'hydramix_nb/mixing.py'),
                                     'hydramix_nb.mixing.ChimeraMix.__init__': ('mixing.html#chimeramix.__init__', 'hydramix_nb/mixing.py'),

@@ -19,7 +19,7 @@ import torch
 # %% ../nbs/28_mixer.ipynb #4027d365
 from . import __version__
 from .composing import _check_square
-from .data import ImageSet
+from .data import ImageSet, to_uint8
 from .files import read_tensors, write_tensors
 
 # %% ../nbs/28_mixer.ipynb #60a48636
@@ -316,3 +316,10 @@ class Mixer(_Kept, _Batches):
         self.check_labels(labels)
         made = self.make(labels.to(self.train.device))
         return self._range.apply(made).to(labels.device)
+
+# %% ../nbs/28_mixer.ipynb #8a51c0d2
+@torch.no_grad()
+def _pixels(mixer, labels):
+    "A new image of a mixer for each label, uint8 [B,C,H,W] on the CPU, whatever the loop's range"
+    mixer.check_labels(labels)
+    return to_uint8(mixer.make(labels.to(mixer.train.device))).cpu()

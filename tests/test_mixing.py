@@ -265,6 +265,13 @@ def test_generate_with_a_mixer_of_ones_own(tmp_path):
     assert len(back) == 4 and back.classes == ["a", "b"]
 
 
+def test_images_in_files_are_the_same_whatever_the_range_of_the_loop(tmp_path):
+    for at, loop in (("plain", {}), ("own", dict(mean=(0.485, 0.456, 0.406), std=0.225))):
+        generate(NMix(noise(), **loop), 2, tmp_path / at, progress=False)
+    plain, own = (load_images(f"folder:{tmp_path / at}").images for at in ("plain", "own"))
+    assert torch.equal(plain, own)
+
+
 def test_names_that_are_unsafe_as_folders(tmp_path):
     classes = ("..", ".", "a/b", "/etc", "a\\b", "", " ", "con:", "new\nline")
     generate(Reverse(noise(classes=classes, n=2)), 1, tmp_path / "in" / "out", progress=False)
