@@ -11,6 +11,7 @@ import json
 import tempfile
 import warnings
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 # %% ../nbs/28_mixer.ipynb #91100e81
@@ -323,3 +324,27 @@ def _pixels(mixer, labels):
     "A new image of a mixer for each label, uint8 [B,C,H,W] on the CPU, whatever the loop's range"
     mixer.check_labels(labels)
     return to_uint8(mixer.make(labels.to(mixer.train.device))).cpu()
+
+# %% ../nbs/28_mixer.ipynb #8a51c0d5
+def _check_classes(given, train, name, way_out):
+    "ValueError for a set whose classes are not those of the training set, in their order"
+    theirs, ours = list(given.classes), list(train.classes)
+    if theirs != ours:
+        pairs = enumerate(zip_longest(theirs, ours))
+        i, there, here = next((i, a, b) for i, (a, b) in pairs if a != b)
+        raise ValueError(
+            f"{name} has other classes than the training set, {len(theirs)} against {len(ours)}: "
+            f"number {i} is {there!r} there and {here!r} here; {way_out}"
+        )
+
+
+def _check_loop(mixer, train, loop):
+    "ValueError for a mixer of other classes than a training's, or of another range than −1…1"
+    name, found = type(mixer).__name__, mixer._range
+    way_out = "make the mixer of the training set, as in HydraMix(trained, train)"
+    _check_classes(mixer.train, train, f"the set of {name}", way_out)
+    if bool((found.scale != 1).any()) or bool(found.shift.any()):
+        raise ValueError(
+            f"{name} makes images in the range of {found}, but {loop} works in −1…1: "
+            "make the mixer without mean= and std="
+        )
