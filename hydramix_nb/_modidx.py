@@ -693,6 +693,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'hydramix_nb.mixer._Batches._mix_batch': ('mixer.html#_batches._mix_batch', 'hydramix_nb/mixer.py'),
                                    'hydramix_nb.mixer._Batches._replace_some': ( 'mixer.html#_batches._replace_some',
                                                                                  'hydramix_nb/mixer.py'),
+                                   'hydramix_nb.mixer._Batches._share': ('mixer.html#_batches._share', 'hydramix_nb/mixer.py'),
                                    'hydramix_nb.mixer._Batches.augment': ('mixer.html#_batches.augment', 'hydramix_nb/mixer.py'),
                                    'hydramix_nb.mixer._Batches.flip_coin': ('mixer.html#_batches.flip_coin', 'hydramix_nb/mixer.py'),
                                    'hydramix_nb.mixer._Checks': ('mixer.html#_checks', 'hydramix_nb/mixer.py'),

@@ -299,9 +299,11 @@ class DiffuseMix(Mixer):
         one = index[:, 0] * self.variants + variant
         return crop_flip(to_float(self.augmented.images[one]))
 
-    def augment(self, images, labels, p_gen=None):
-        "Exchange each image with probability p_gen for an augmented one of its class"
-        p_gen = self.p_gen if p_gen is None else p_gen
+    def augment(self, images, labels, p_gen=None, per_sample=True):
+        "Exchange each image, or the batch, with probability p_gen for augmented ones of its class"
+        if not per_sample:
+            return super().augment(images, labels, p_gen)
+        p_gen = self._share(p_gen)
         made, _ = super().augment(images, labels, 1.0)
         exchanged = torch.rand(len(labels), device=images.device) < p_gen
         return torch.where(exchanged[:, None, None, None], made, images), labels

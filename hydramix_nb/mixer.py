@@ -246,14 +246,19 @@ class _Checks:
 class _Batches(_Checks):
     "The coin, and what happens to a batch"
 
+    def _share(self, p_gen):
+        "A probability, or the method's own for None; ValueError for what is none"
+        p_gen = self.p_gen if p_gen is None else p_gen
+        if not 0 <= p_gen <= 1:
+            raise ValueError(f"p_gen={p_gen}: a probability, 0…1")
+        return p_gen
+
     def flip_coin(
         self,
         p_gen: float | None = None,  # probability of True; None: the method's own
     ) -> bool:
         "The coin of a batch, flipped on the CPU: no GPU has to be waited for"
-        p_gen = self.p_gen if p_gen is None else p_gen
-        if not 0 <= p_gen <= 1:
-            raise ValueError(f"p_gen={p_gen}: a probability, 0…1")
+        p_gen = self._share(p_gen)
         return bool(torch.rand(()) < p_gen)
 
     def augment(
@@ -275,8 +280,8 @@ class _Batches(_Checks):
 
     def _replace_some(self, images, labels, p_gen):
         "Images of which each is replaced with probability p_gen"
-        p_gen, device = self.p_gen if p_gen is None else p_gen, images.device
-        coins = torch.rand(len(labels), device=device) < p_gen
+        p_gen = self._share(p_gen)
+        coins = torch.rand(len(labels), device=images.device) < p_gen
         return _replace_where(coins, images, lambda rows: self(labels[rows.to(labels.device)]))
 
 # %% ../nbs/28_mixer.ipynb #b8dbe186

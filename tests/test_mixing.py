@@ -440,6 +440,14 @@ def test_a_batch_that_is_no_tensor():
         NMix(data).augment(to_float(data.images).numpy(), data.labels)
 
 
+@pytest.mark.parametrize("p_gen", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_what_is_no_probability_is_refused_for_images_and_batches_alike(p_gen, per_sample):
+    data = noise()
+    with pytest.raises(ValueError, match=f"p_gen={p_gen}: a probability, 0…1"):
+        NMix(data).augment(to_float(data.images), data.labels, p_gen, per_sample)
+
+
 def test_a_wrong_shape_is_an_error_whatever_the_coin_says():
     data = noise()
     x, y = to_float(data.images), data.labels
