@@ -280,8 +280,10 @@ class DiffuseMix(Mixer):
         strength: float = 0.2,  # share λ of the fractal, 0…1
         pool: int = 200,  # number of fractals to draw from
         seed: int = 0,  # seed of fractals and masks
+        mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
+        std=None,  # deviation of the loop's Normalize, number or [C]
     ):
-        super().__init__(train)
+        super().__init__(train, mean=mean, std=std)
         if train.images.shape[1] not in (1, 3):
             raise ValueError(
                 f"images have {train.images.shape[1]} channels: DiffuseMix takes colour or grey"

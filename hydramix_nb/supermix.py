@@ -243,9 +243,11 @@ class SuperMix(Mixer):
         seed: int = 0,  # seed of the teacher and the pool
         folder=None,  # folder of teacher and pool; what was stopped there goes on
         progress: bool = True,  # whether to show progress bars
+        mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
+        std=None,  # deviation of the loop's Normalize, number or [C]
         **settings,  # settings of supermix, which go before the profile's
     ):
-        super().__init__(train)
+        super().__init__(train, mean=mean, std=std)
         size = _checked_side(train, teacher, pool, alpha)
         settings = _settings(profile, size) | settings
         usual = settings.pop("pool")
