@@ -230,6 +230,7 @@ class SuperMix(Mixer):
     "Draw from a pool of images mixed under the supervision of a teacher"
 
     recordable = True
+    soft_targets = True  # of a whole batch; it replaces images and mixes none of the batch
 
     def __init__(
         self,
