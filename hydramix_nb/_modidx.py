@@ -1224,6 +1224,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hydramix_nb.supermix._settings': ('supermix.html#_settings', 'hydramix_nb/supermix.py'),
                                       'hydramix_nb.supermix._smooth': ('supermix.html#_smooth', 'hydramix_nb/supermix.py'),
                                       'hydramix_nb.supermix._soft_masks': ('supermix.html#_soft_masks', 'hydramix_nb/supermix.py'),
+                                      'hydramix_nb.supermix._teacher': ('supermix.html#_teacher', 'hydramix_nb/supermix.py'),
                                       'hydramix_nb.supermix.supermix': ('supermix.html#supermix', 'hydramix_nb/supermix.py')},
             'hydramix_nb.sweeps': { 'hydramix_nb.sweeps._absolute': ('sweeps.html#_absolute', 'hydramix_nb/sweeps.py'),
                                     'hydramix_nb.sweeps._at_once': ('sweeps.html#_at_once', 'hydramix_nb/sweeps.py'),

@@ -170,7 +170,7 @@ class SmoothLabels:
         targets: torch.Tensor,  # labels int64 [B], or mixed ones, float [B,classes]
     ) -> tuple:  # images as they are; targets, float [B,classes]
         "Spread a share of every target"
-        if targets.ndim == 2 and targets.is_floating_point():
+        if getattr(targets, "ndim", 0) == 2 and targets.is_floating_point():
             _check_mixed(targets, self.n_classes)
         else:
             _check_labels(targets, self.n_classes)

@@ -225,12 +225,18 @@ def _checked_side(train, teacher, pool, alpha):
         classifier._check_images(teacher, train.images)
     return train.images.shape[-1]
 
+
+def _teacher(train, config, profile, seed, folder, progress):
+    "A classifier that has learned from the images alone; without a config by the profile's"
+    side = train.images.shape[-1]
+    config = config or classifier.profile(profile, side, evaluations=1, seed=seed)
+    return classifier.fit(train, train, None, config, folder=folder, progress=progress).model
+
 # %% ../nbs/36_supermix.ipynb #e11b323d
 class SuperMix(Mixer):
     "Draw from a pool of images mixed under the supervision of a teacher"
 
-    recordable = True
-    soft_targets = True  # of a whole batch; it replaces images and mixes none of the batch
+    recordable = soft_targets = True
 
     def __init__(
         self,
@@ -254,9 +260,7 @@ class SuperMix(Mixer):
         usual = settings.pop("pool")
         places = [Path(folder) / name if folder else None for name in ("teacher", "pool")]
         if teacher is None:
-            config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
-            options = dict(folder=places[0], progress=progress)
-            teacher = classifier.fit(train, train, None, config, **options).model
+            teacher = _teacher(train, config, profile, seed, places[0], progress)
         self.teacher, made_of = teacher.eval(), dict(pool=pool or usual, alpha=alpha, seed=seed)
         self.pool, self.targets, self.accepted = _fill_pool(
             self.teacher, train, places[1], progress, **made_of, supermix=settings

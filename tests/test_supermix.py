@@ -122,6 +122,8 @@ def test_after_soft_targets_no_link_that_needs_labels():
     assert Chain(*changes)(images).shape == images.shape
     with pytest.raises(TypeError, match="needs labels: chain"):
         Chain(Chain(mixup))(images)
+    with pytest.raises(TypeError, match="labels must be"):
+        Chain(Chain(SmoothLabels(TRAIN)))(images)
 
 
 def test_a_transform_that_is_a_chain_follows_supermix():
