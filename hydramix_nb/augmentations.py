@@ -135,8 +135,9 @@ class CutMix(MixUp):
         self,
         train: ImageSet,  # the few images
         alpha: float = 1.0,  # parameter of the Beta distribution of λ, above 0
+        **loop,  # mean and std of the loop's Normalize, for calls with labels
     ):
-        super().__init__(train, alpha)
+        super().__init__(train, alpha, **loop)
         self.p_gen = 0.5 if train.images.shape[-1] <= 64 else 1.0
 
     def _boxes(

@@ -83,7 +83,7 @@ def _mixes(
     def build(train, trained=None, **settings) -> Method:
         return Method(mixer=mixer(train, **settings))
 
-    build.takes = [mixer, *others]
+    build.takes, build.leaves = [mixer, *others], {"mean", "std"}
     return build
 
 # %% ../nbs/38_baselines.ipynb #57687954
@@ -175,7 +175,7 @@ def _settings_of(
     if not hasattr(builder, "takes") and any(p.kind == p.VAR_KEYWORD for p in parameters):
         return None
     names = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return names - {"train", "trained", "images", "targets"}
+    return names - {"train", "trained", "images", "targets"} - getattr(builder, "leaves", set())
 
 
 def _makes_images(mixer):

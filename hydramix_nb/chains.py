@@ -25,8 +25,13 @@ def _name(link):
 
 
 def _mixes_labels(link):
-    "Whether `augment` mixes images and labels of several classes (attribute `mixes_labels`)"
+    "Whether `augment` mixes the images of its batch, and their labels (attribute `mixes_labels`)"
     return getattr(link, "mixes_labels", False)
+
+
+def _soft_targets(link):
+    "Whether labels leave `augment` as floats (attribute `soft_targets`; else, if it mixes them)"
+    return getattr(link, "soft_targets", _mixes_labels(link))
 
 
 def _apply(link, images, targets, p_gen=None):
@@ -70,6 +75,7 @@ class Chance:
             raise ValueError(f"{_name(link)} works on whole batches: per_sample=False")
         self.link, self.p, self.mixes_labels = link, p, _mixes_labels(link)
         self.per_sample = not whole if per_sample is None else per_sample
+        self.soft_targets = _soft_targets(link) and not self.per_sample
 
     def augment(
         self,
@@ -112,6 +118,7 @@ class OneOf:
             raise ValueError(f"p={p}: a probability for each of {len(links)} links, 1 in all")
         self.links, self.p = links, p
         self.mixes_labels = any(_mixes_labels(link) for link in links)
+        self.soft_targets = any(_soft_targets(link) for link in links)
 
     def augment(
         self,
@@ -146,6 +153,7 @@ class SmoothLabels:
     "Targets of which a share is spread over all classes (Szegedy et al. 2016)"
 
     takes_targets = recordable = True
+    soft_targets = True
 
     def __init__(
         self,
@@ -162,7 +170,7 @@ class SmoothLabels:
         targets: torch.Tensor,  # labels int64 [B], or mixed ones, float [B,classes]
     ) -> tuple:  # images as they are; targets, float [B,classes]
         "Spread a share of every target"
-        if targets.ndim == 2 and targets.is_floating_point():
+        if getattr(targets, "ndim", 0) == 2 and targets.is_floating_point():
             _check_mixed(targets, self.n_classes)
         else:
             _check_labels(targets, self.n_classes)
@@ -174,20 +182,23 @@ class SmoothLabels:
 
 # %% ../nbs/31_chains.ipynb #1d713935
 def _needs_labels(link):
-    "Whether a link cannot work on mixed targets (attribute `takes_targets`: it can)"
+    "Whether a link cannot work on soft targets (attribute `takes_targets`: it can)"
     link = link.link if isinstance(link, Chance) else link
+    if isinstance(link, (OneOf, Chain)):
+        return any(map(_needs_labels, link.links))
     return hasattr(link, "augment") and not getattr(link, "takes_targets", False)
 
 
 def _check_order(links):
     "TypeError for what is no link, ValueError for one that comes too late"
-    mixed = None
+    soft = None
     for link in links:
         if not callable(link) and not hasattr(link, "augment"):
             raise TypeError(f"{link!r} is no link: neither a change of images nor a mixer")
-        if mixed is not None and _needs_labels(link):
-            raise ValueError(f"{_name(link)} needs labels, but {_name(mixed)} has mixed them")
-        mixed = link if _mixes_labels(link) else mixed
+        if soft is not None and _needs_labels(link):
+            before = f"{_name(soft)} has made soft targets of them"
+            raise ValueError(f"{_name(link)} needs labels, but {before}")
+        soft = link if _soft_targets(link) else soft
 
 
 def _can_be_recorded(link):
@@ -214,7 +225,7 @@ class Chain:
         *links,  # changes of images float [B,C,H,W], and mixers, in the order of their work
     ):
         _check_order(links)
-        self.links = links
+        self.links, self.soft_targets = links, any(map(_soft_targets, links))
 
     def __call__(
         self,
@@ -234,7 +245,7 @@ class Chain:
         "The same call as a mixer's; every link has its own probability"
         if p_gen is not None:
             raise ValueError(f"p_gen={p_gen}: a chain's links have probabilities of their own")
-        return self(images, labels)
+        return self(images, labels) if labels is not None else (self(images), None)
 
     def collate(
         self,

@@ -9,7 +9,6 @@ __all__ = ['PROFILES', 'Config', 'profile', 'Method', 'predict', 'evaluate', 'Tr
 import math
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import zip_longest
 
 # %% ../nbs/32_classifier.ipynb #34052d74
 import numpy as np
@@ -23,6 +22,7 @@ from . import training
 from .chains import Chain, Chance, _mixers, _mixes_labels
 from .data import ImageSet, crop_flip, load_images, to_float
 from .identity import _check_types, describe, _warn_of_reuse
+from .mixer import _check_classes, _check_loop
 from .networks import network
 from hydramix_nb.speed import (
     Graph,
@@ -357,18 +357,6 @@ class Result:
     earlier_seconds: float = 0.0  # seconds of the calls that the last one continued
 
 # %% ../nbs/32_classifier.ipynb #509c3806
-def _check_classes(given, train, name, way_out):
-    "ValueError for a set whose classes are not those of the training set, in their order"
-    theirs, ours = list(given.classes), list(train.classes)
-    if theirs != ours:
-        pairs = enumerate(zip_longest(theirs, ours))
-        i, there, here = next((i, a, b) for i, (a, b) in pairs if a != b)
-        raise ValueError(
-            f"{name} has other classes than the training set, {len(theirs)} against {len(ours)}: "
-            f"number {i} is {there!r} there and {here!r} here; {way_out}"
-        )
-
-
 def _check(train, test, config, mixer=None):
     "Errors that should come before the work"
     if not isinstance(config, Config):
@@ -378,8 +366,7 @@ def _check(train, test, config, mixer=None):
         raise ValueError(f"one class, {train.classes[0]!r}: a classifier needs two or more")
     _check_classes(test, train, "the test set", "both need the same, in the same order")
     for one in _mixers(mixer):
-        way_out = "make the mixer of the training set, as in HydraMix(trained, train)"
-        _check_classes(one.train, train, f"the set of {type(one).__name__}", way_out)
+        _check_loop(one, train, "the training of a classifier")
     sides = tuple(test.images.shape[1:]), tuple(train.images.shape[1:])
     if sides[0] != sides[1]:
         raise ValueError(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 # %% ../nbs/44_cse.ipynb #f78c4487
 from .clip import Encoder
 from .data import ImageSet, to_uint8
+from .mixer import Mixer, _pixels
 from .wordnet import Synset
 
 # %% ../nbs/44_cse.ipynb #ab87e416
@@ -325,7 +326,7 @@ def cse(
 
 # %% ../nbs/44_cse.ipynb #74e33d29
 def sample_classes(
-    mixer,  # function: labels [B] → float images [B,C,H,W] in −1…1, such as mixing.HydraMix
+    mixer,  # a Mixer, or a function: labels [B] → float images [B,C,H,W] in −1…1
     classes,  # class names, in the order of the labels
     n: int,  # images per class; the paper's is 1,000
     device="cpu",  # device of the labels
@@ -335,8 +336,13 @@ def sample_classes(
     if n < 1:
         raise ValueError(f"n={n}: one image of each class or more")
     sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
+
+    def made(labels):
+        is_mixer = isinstance(mixer, Mixer)
+        return _pixels(mixer, labels) if is_mixer else to_uint8(mixer(labels)).cpu()
+
     images = {}
     for label, name in enumerate(classes):
-        batches = [mixer(torch.full((size,), label, device=device)) for size in sizes]
-        images[name] = torch.cat([to_uint8(batch).cpu() for batch in batches])
+        batches = [made(torch.full((size,), label, device=device)) for size in sizes]
+        images[name] = torch.cat(batches)
     return images

@@ -280,8 +280,10 @@ class DiffuseMix(Mixer):
         strength: float = 0.2,  # share λ of the fractal, 0…1
         pool: int = 200,  # number of fractals to draw from
         seed: int = 0,  # seed of fractals and masks
+        mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
+        std=None,  # deviation of the loop's Normalize, number or [C]
     ):
-        super().__init__(train)
+        super().__init__(train, mean=mean, std=std)
         if train.images.shape[1] not in (1, 3):
             raise ValueError(
                 f"images have {train.images.shape[1]} channels: DiffuseMix takes colour or grey"
@@ -299,9 +301,11 @@ class DiffuseMix(Mixer):
         one = index[:, 0] * self.variants + variant
         return crop_flip(to_float(self.augmented.images[one]))
 
-    def augment(self, images, labels, p_gen=None):
-        "Exchange each image with probability p_gen for an augmented one of its class"
-        p_gen = self.p_gen if p_gen is None else p_gen
+    def augment(self, images, labels, p_gen=None, per_sample=True):
+        "Exchange each image, or the batch, with probability p_gen for augmented ones of its class"
+        if not per_sample:
+            return super().augment(images, labels, p_gen)
+        p_gen = self._share(p_gen)
         made, _ = super().augment(images, labels, 1.0)
         exchanged = torch.rand(len(labels), device=images.device) < p_gen
         return torch.where(exchanged[:, None, None, None], made, images), labels

@@ -77,7 +77,7 @@ class Ensemble(nn.Module):
 class Teacher:
     "The last link of a chain, which writes a network's outputs beside the targets"
 
-    takes_targets = True
+    takes_targets = soft_targets = True
 
     def __init__(
         self,

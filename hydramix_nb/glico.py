@@ -229,9 +229,12 @@ class GLICO(Mixer):
         seed: int = 0,  # seed of the training
         progress: bool = True,  # whether to show a progress bar
         folder=None,  # folder of the training, which goes on there if it was stopped
+        *,
+        mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
+        std=None,  # deviation of the loop's Normalize, number or [C]
         **settings,  # settings of _fit_latents, which go before the profile's
     ):
-        super().__init__(train)
+        super().__init__(train, mean=mean, std=std)
         if profile not in _PROFILES:
             raise ValueError(f"profile {profile!r}: one of {', '.join(_PROFILES)}")
         settings = dict(folder=folder, progress=progress) | _PROFILES[profile] | settings

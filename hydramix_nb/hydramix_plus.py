@@ -103,7 +103,7 @@ def _asked(steps):
 def _steps(train, minutes, steps, seed, folder, cache):
     "Steps that were asked for, or that an earlier call planned in this folder, or that fit in"
     if steps is not None:
-        return _asked(steps)
+        return steps
     plan = None if folder is None else folder / "plan.json"
     wanted = dict(minutes=minutes, seed=seed, images=train.digest())
     known = (read_json(plan) if plan else None) or {}
@@ -132,10 +132,11 @@ def _said(train, steps, config, seed):
 
 
 def _judged(found, test):
-    "A result with its accuracies on the test images, or NaN where there are none"
+    "A result judged on the test images; where there are none, accuracies are NaN and counts 0"
     history = [{k: v for k, v in row.items() if k != "accuracy"} for row in found.history]
     if test is None:
-        return replace(found, accuracy=float("nan"), top5=float("nan"), history=history)
+        judged = dict(accuracy=float("nan"), top5=float("nan"), confusion=0 * found.confusion)
+        return replace(found, **judged, history=history)
     accuracy, top5, confusion = classifier.evaluate(found.model, test)
     history[-1] |= dict(accuracy=accuracy)
     return replace(found, accuracy=accuracy, top5=top5, confusion=confusion, history=history)
@@ -190,7 +191,7 @@ def fit(
     train,  # the few images, an ImageSet or what `load_images` takes; trained where they are
     minutes: float = 10,  # time that it may take
     *,
-    test=None,  # images to judge on at the end; None: accuracy is NaN, see `classifier.evaluate`
+    test=None,  # images to judge on at the end; None: accuracy NaN, see `classifier.evaluate`
     steps: tuple | None = None,  # instead of minutes: of generator (or 0 or None) and classifier
     seed: int = 0,  # decides everything but the steps
     folder=None,  # folder for generator, classifier and plan; an unfinished training continues
@@ -199,10 +200,12 @@ def fit(
     "Train the best classifier that we know how to train from a few images, in a stated time"
     if not isinstance(minutes, Real) or not minutes > 0:
         raise ValueError(f"minutes={minutes!r}: a number above 0; images to judge on are test=…")
-    train = load_images(train)
+    train, steps = load_images(train), None if steps is None else _asked(steps)
     test = None if test is None else load_images(test).to(train.device)
     learn, judge = _configs(train, seed)
-    gan._check(train, learn)
+    composes = _compositions_pay(train) if steps is None else steps[0] is not None
+    if composes:
+        gan._check(train, learn)
     folder = Path(folder).expanduser() if folder else None
     classifier._check(train, train if test is None else test, judge)
     if folder is not None:

@@ -16,10 +16,9 @@ import torch
 from tqdm import tqdm
 
 # %% ../nbs/31_image_folders.ipynb #2faec616
-from .data import to_uint8
 from .files import _check_folder, read_json, write_json, write_png, write_text
 from .identity import describe
-from .mixer import Mixer, _check_mixer
+from .mixer import Mixer, _check_mixer, _pixels
 from .training import seeded
 
 # %% ../nbs/31_image_folders.ipynb #943f763b
@@ -124,7 +123,7 @@ def generate(
         if not missing:
             continue
         with seeded(seed * 1_000_003 + start, train.device):
-            images = to_uint8(mixer(batch.to(train.device))).cpu()
+            images = _pixels(mixer, batch)
         for k in missing:
             write_png(paths[start + k], images[k])
     return folder

@@ -11,6 +11,7 @@ import json
 import tempfile
 import warnings
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 # %% ../nbs/28_mixer.ipynb #91100e81
@@ -19,7 +20,7 @@ import torch
 # %% ../nbs/28_mixer.ipynb #4027d365
 from . import __version__
 from .composing import _check_square
-from .data import ImageSet
+from .data import ImageSet, to_uint8
 from .files import read_tensors, write_tensors
 
 # %% ../nbs/28_mixer.ipynb #60a48636
@@ -245,14 +246,19 @@ class _Checks:
 class _Batches(_Checks):
     "The coin, and what happens to a batch"
 
+    def _share(self, p_gen):
+        "A probability, or the method's own for None; ValueError for what is none"
+        p_gen = self.p_gen if p_gen is None else p_gen
+        if not 0 <= p_gen <= 1:
+            raise ValueError(f"p_gen={p_gen}: a probability, 0…1")
+        return p_gen
+
     def flip_coin(
         self,
         p_gen: float | None = None,  # probability of True; None: the method's own
     ) -> bool:
         "The coin of a batch, flipped on the CPU: no GPU has to be waited for"
-        p_gen = self.p_gen if p_gen is None else p_gen
-        if not 0 <= p_gen <= 1:
-            raise ValueError(f"p_gen={p_gen}: a probability, 0…1")
+        p_gen = self._share(p_gen)
         return bool(torch.rand(()) < p_gen)
 
     def augment(
@@ -274,8 +280,8 @@ class _Batches(_Checks):
 
     def _replace_some(self, images, labels, p_gen):
         "Images of which each is replaced with probability p_gen"
-        p_gen, device = self.p_gen if p_gen is None else p_gen, images.device
-        coins = torch.rand(len(labels), device=device) < p_gen
+        p_gen = self._share(p_gen)
+        coins = torch.rand(len(labels), device=images.device) < p_gen
         return _replace_where(coins, images, lambda rows: self(labels[rows.to(labels.device)]))
 
 # %% ../nbs/28_mixer.ipynb #b8dbe186
@@ -316,3 +322,34 @@ class Mixer(_Kept, _Batches):
         self.check_labels(labels)
         made = self.make(labels.to(self.train.device))
         return self._range.apply(made).to(labels.device)
+
+# %% ../nbs/28_mixer.ipynb #8a51c0d2
+@torch.no_grad()
+def _pixels(mixer, labels):
+    "A new image of a mixer for each label, uint8 [B,C,H,W] on the CPU, whatever the loop's range"
+    mixer.check_labels(labels)
+    return to_uint8(mixer.make(labels.to(mixer.train.device))).cpu()
+
+# %% ../nbs/28_mixer.ipynb #8a51c0d5
+def _check_classes(given, train, name, way_out):
+    "ValueError for a set whose classes are not those of the training set, in their order"
+    theirs, ours = list(given.classes), list(train.classes)
+    if theirs != ours:
+        pairs = enumerate(zip_longest(theirs, ours))
+        i, there, here = next((i, a, b) for i, (a, b) in pairs if a != b)
+        raise ValueError(
+            f"{name} has other classes than the training set, {len(theirs)} against {len(ours)}: "
+            f"number {i} is {there!r} there and {here!r} here; {way_out}"
+        )
+
+
+def _check_loop(mixer, train, loop):
+    "ValueError for a mixer of other classes than a training's, or of another range than −1…1"
+    name, found = type(mixer).__name__, mixer._range
+    way_out = "make the mixer of the training set, as in HydraMix(trained, train)"
+    _check_classes(mixer.train, train, f"the set of {name}", way_out)
+    if bool((found.scale != 1).any()) or bool(found.shift.any()):
+        raise ValueError(
+            f"{name} makes images in the range of {found}, but {loop} works in −1…1: "
+            "make the mixer without mean= and std="
+        )

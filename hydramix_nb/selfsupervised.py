@@ -17,10 +17,12 @@ import torch.nn.functional as F
 
 # %% ../nbs/56_selfsupervised.ipynb #d0543b08
 from . import classifier, training
+from .chains import _mixers
 from .composing import _check_square
 from .crops import CropConfig, multi_crop
 from .data import ImageSet, to_float
 from .identity import _warn_of_reuse, describe
+from .mixer import _check_loop
 from .training import _from_profile, seeded, settings_text
 
 # %% ../nbs/56_selfsupervised.ipynb #1ce62fde
@@ -345,6 +347,8 @@ def _check(train, mixer=None):
         )
     if mixer is not None and not hasattr(mixer, "augment"):
         raise TypeError(f"{mixer!r} is no mixer: it needs augment(images, labels, p_gen)")
+    for one in _mixers(mixer):
+        _check_loop(one, train, "DINO")
 
 # %% ../nbs/56_selfsupervised.ipynb #56bb0003
 def fit(

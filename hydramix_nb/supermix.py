@@ -225,11 +225,18 @@ def _checked_side(train, teacher, pool, alpha):
         classifier._check_images(teacher, train.images)
     return train.images.shape[-1]
 
+
+def _teacher(train, config, profile, seed, folder, progress):
+    "A classifier that has learned from the images alone; without a config by the profile's"
+    side = train.images.shape[-1]
+    config = config or classifier.profile(profile, side, evaluations=1, seed=seed)
+    return classifier.fit(train, train, None, config, folder=folder, progress=progress).model
+
 # %% ../nbs/36_supermix.ipynb #e11b323d
 class SuperMix(Mixer):
     "Draw from a pool of images mixed under the supervision of a teacher"
 
-    recordable = True
+    recordable = soft_targets = True
 
     def __init__(
         self,
@@ -243,17 +250,17 @@ class SuperMix(Mixer):
         seed: int = 0,  # seed of the teacher and the pool
         folder=None,  # folder of teacher and pool; what was stopped there goes on
         progress: bool = True,  # whether to show progress bars
+        mean=None,  # mean of the loop's Normalize, number or [C]; None: images in −1…1
+        std=None,  # deviation of the loop's Normalize, number or [C]
         **settings,  # settings of supermix, which go before the profile's
     ):
-        super().__init__(train)
+        super().__init__(train, mean=mean, std=std)
         size = _checked_side(train, teacher, pool, alpha)
         settings = _settings(profile, size) | settings
         usual = settings.pop("pool")
         places = [Path(folder) / name if folder else None for name in ("teacher", "pool")]
         if teacher is None:
-            config = config or classifier.profile(profile, size, evaluations=1, seed=seed)
-            options = dict(folder=places[0], progress=progress)
-            teacher = classifier.fit(train, train, None, config, **options).model
+            teacher = _teacher(train, config, profile, seed, places[0], progress)
         self.teacher, made_of = teacher.eval(), dict(pool=pool or usual, alpha=alpha, seed=seed)
         self.pool, self.targets, self.accepted = _fill_pool(
             self.teacher, train, places[1], progress, **made_of, supermix=settings

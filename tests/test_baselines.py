@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from hydramix_nb import checks, classifier, gan
-from hydramix_nb.augmentations import Cutout
+from hydramix_nb.augmentations import CutMix, Cutout
 from hydramix_nb.baselines import GENERATORS, METHODS, build
 from hydramix_nb.data import ImageSet, to_float
-from hydramix_nb.diffusemix import variant_path
+from hydramix_nb.diffusemix import DiffuseMix, variant_path
 from hydramix_nb.files import write_png
+from hydramix_nb.glico import GLICO
 from hydramix_nb.policies import Policy
+from hydramix_nb.supermix import SuperMix
 
 TABLES = {
     1: [
@@ -221,6 +223,34 @@ def test_mixers_refuse_images_that_are_not_floats(name, trained, edited):
     torch.manual_seed(0)
     with pytest.raises(TypeError, match="to_float"):
         mixer.augment(TRAIN.images[:3], TRAIN.labels[:3], *certain)
+
+
+RANGED = {  # for a loop of one's own
+    "CutMix": lambda folder, **loop: CutMix(TRAIN, **loop),
+    "GLICO": lambda folder, **loop: GLICO(TRAIN, "tiny", progress=False, **loop),
+    "SuperMix": lambda folder, **loop: SuperMix(TRAIN, "tiny", progress=False, **loop),
+    "DiffuseMix": lambda folder, **loop: DiffuseMix(TRAIN, folder, **loop),
+}
+
+
+@pytest.mark.parametrize("name", RANGED)
+def test_mixers_work_in_the_range_of_a_loop(name, edited):
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    def normalized(images):
+        return ((images + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+    def made(mixer, batch):
+        torch.manual_seed(0)
+        return mixer(TRAIN.labels), mixer.augment(batch, TRAIN.labels, 1.0)[0]
+
+    folder, images = edited["DiffuseMix"]["generated"], to_float(TRAIN.images)
+    plain = made(RANGED[name](folder), images)
+    own = made(RANGED[name](folder, mean=mean, std=std), normalized(images))
+    for ours, theirs in zip(own, plain, strict=True):
+        torch.testing.assert_close(ours, normalized(theirs), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=f"{name} has no setting 'mean'"):
+        build(name, TRAIN, mean=0.5, std=0.5)
 
 
 def test_hydramix_plus_takes_no_second_policy_and_no_share(trained):

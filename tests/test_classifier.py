@@ -27,7 +27,7 @@ from hydramix_nb.classifier import (
 )
 from hydramix_nb.data import ImageSet, load_images
 from hydramix_nb.files import weights_digest
-from hydramix_nb.mixing import MixUp
+from hydramix_nb.mixing import MixUp, NMix
 
 
 def pictures(n=12, classes=3, size=16, channels=3, seed=0):
@@ -416,6 +416,18 @@ def test_a_mixer_of_other_classes_is_refused(inside):
             fit(TRAIN, TEST, inside(MixUp(other)), tiny(), progress=False)
     others = pictures(seed=2)  # of the same classes
     assert fit(TRAIN, TEST, inside(MixUp(others)), tiny(steps=1), progress=False).history
+
+
+@pytest.mark.parametrize("inside", [lambda mixer: mixer, lambda mixer: Chain(Chance(mixer, 0.5))])
+def test_a_mixer_of_another_range_is_refused(inside, tmp_path):
+    "Its images would be in one range, and the real ones in another"
+    mixer = NMix(TRAIN, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    message = "NMix makes images in .*0.485.* works in −1…1: make the mixer without mean= and std="
+    with pytest.raises(ValueError, match=message):
+        fit(TRAIN, TEST, inside(mixer), tiny(), folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    same_range = inside(NMix(TRAIN, mean=0.5, std=0.5))
+    assert fit(TRAIN, TEST, same_range, tiny(steps=1), progress=False).history
 
 
 def test_an_empty_folder_is_no_folder(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from bands import BANDS, band_images, band_texts, plain
 from hydramix_nb import cse
 from hydramix_nb.clip import Encoder
 from hydramix_nb.data import ImageSet, to_float
+from hydramix_nb.mixing import NMix
 
 
 @pytest.fixture
@@ -49,6 +50,18 @@ def test_probabilities_of_zero_have_no_nan():
 
 
 # the metric
+
+
+def test_sampled_images_are_the_same_whatever_the_range_of_the_loop():
+    images = torch.arange(4 * 3 * 16 * 16).view(4, 3, 16, 16) * 37 % 256
+    train, sampled = ImageSet(images.to(torch.uint8), torch.arange(4) // 2, ["a", "b"]), []
+    for loop in ({}, dict(mean=(0.485, 0.456, 0.406), std=0.225)):
+        torch.manual_seed(0)
+        sampled.append(cse.sample_classes(NMix(train, **loop), train.classes, 3, batch_size=2))
+    for a, b in zip(*(found.values() for found in sampled), strict=True):
+        assert torch.equal(a, b) and a.shape == (3, 3, 16, 16)
+    with pytest.raises(ValueError, match="labels from 2 to 2"):
+        cse.sample_classes(NMix(train), ["a", "b", "c"], 1)
 
 
 def test_new_kinds_raise_it_and_copies_do_not(band):

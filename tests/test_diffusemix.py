@@ -9,6 +9,7 @@ import torch
 from variants import FAST, PROMPTS, TRAIN, doubles, pictures
 
 from hydramix_nb import baselines, classifier, diffusemix, editing, sweeps
+from hydramix_nb.chains import Chance
 from hydramix_nb.data import ImageSet, _fit_square, load_images, to_float
 from hydramix_nb.diffusemix import (
     DiffuseMix,
@@ -213,6 +214,24 @@ def test_batches_keep_their_labels(tmp_path):
         mixer.augment(TRAIN.images, y)
     with pytest.raises(ValueError, match="labels from 0 to 7"):
         mixer.augment(x, torch.tensor([0, 1, 2, 0, 1, 7]))
+
+
+def test_coins_are_those_of_images_unless_the_batch_is_asked_for(tmp_path):
+    mixer = DiffuseMix(TRAIN, doubles(TRAIN, tmp_path))
+    x, y = to_float(TRAIN.images), TRAIN.labels
+    torch.manual_seed(1)
+    torch.rand(())  # of a batch, which is made for certain
+    made = mixer(y)
+    expected = torch.where((torch.rand(len(y)) < 0.5)[:, None, None, None], made, x)
+    for augment in (lambda: mixer.augment(x, y, 0.5), lambda: Chance(mixer, 0.5).augment(x, y)):
+        torch.manual_seed(1)
+        assert torch.equal(augment()[0], expected)
+    for _ in range(8):
+        images, _ = mixer.augment(x, y, 0.5, per_sample=False)
+        assert len(set((images != x).flatten(1).any(1).tolist())) == 1
+    for per_sample in (True, False):
+        with pytest.raises(ValueError, match="p_gen=5.0: a probability"):
+            mixer.augment(x, y, 5.0, per_sample=per_sample)
 
 
 def test_an_augmented_image_is_of_the_label(tmp_path):

@@ -57,6 +57,7 @@ def test_it_says_how_to_repeat_it_and_repeats_it(capsys, monkeypatch):
     assert "Chain" in said and "MixUp" in said
     assert "the accuracy in the bar is that of the images it learns from" in said
     assert math.isnan(first.accuracy) and "accuracy" not in first.history[0]
+    assert first.confusion.shape == (2, 2) and not first.confusion.any()
     again = hydramix_plus.fit(FEW, steps=(20, 20), seed=3, test=FEW, progress=False)
     assert 0 <= again.accuracy <= 100
     for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
@@ -124,6 +125,18 @@ def test_without_compositions_no_generator_is_trained_or_fetched(capsys, monkeyp
 def test_few_images_may_be_trained_without_compositions(capsys):
     hydramix_plus.fit(FEW, steps=(None, 1))
     assert "MixUp without compositions, then" in capsys.readouterr().out
+
+
+def test_two_images_of_a_class_are_asked_for_only_where_they_are_composed():
+    lone = FEW[torch.tensor([FEW.labels.tolist().index(label) for label in (0, 1)])]
+    assert hydramix_plus.fit(lone, steps=(None, 1), progress=False).config.steps == 1
+    for how in (dict(steps=(0, 1)), dict(steps=(1, 1)), dict(minutes=1)):
+        with pytest.raises(ValueError, match="mixing needs 2 or more"):
+            hydramix_plus.fit(lone, progress=False, **how)
+    with pytest.raises(ValueError, match="steps=1: .steps of the generator"):  # before the images
+        hydramix_plus.fit(lone, steps=1, progress=False)
+    many = torch.tensor([0] + [i for i, label in enumerate(FEW.labels) if label == 1] * 25)
+    assert hydramix_plus.fit(FEW[many], 0.001, progress=False).config.steps  # MixUp alone
 
 
 @pytest.mark.parametrize("kept", [False, True])

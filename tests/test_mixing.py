@@ -266,6 +266,13 @@ def test_generate_with_a_mixer_of_ones_own(tmp_path):
     assert len(back) == 4 and back.classes == ["a", "b"]
 
 
+def test_images_in_files_are_the_same_whatever_the_range_of_the_loop(tmp_path):
+    for at, loop in (("plain", {}), ("own", dict(mean=(0.485, 0.456, 0.406), std=0.225))):
+        generate(NMix(noise(), **loop), 2, tmp_path / at, progress=False)
+    plain, own = (load_images(f"folder:{tmp_path / at}").images for at in ("plain", "own"))
+    assert torch.equal(plain, own)
+
+
 def test_names_that_are_unsafe_as_folders(tmp_path):
     classes = ("..", ".", "a/b", "/etc", "a\\b", "", " ", "con:", "new\nline")
     generate(Reverse(noise(classes=classes, n=2)), 1, tmp_path / "in" / "out", progress=False)
@@ -447,6 +454,14 @@ def test_a_batch_that_is_no_tensor():
     data = noise()
     with pytest.raises(TypeError, match="images must be a float tensor, got ndarray"):
         NMix(data).augment(to_float(data.images).numpy(), data.labels)
+
+
+@pytest.mark.parametrize("p_gen", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_what_is_no_probability_is_refused_for_images_and_batches_alike(p_gen, per_sample):
+    data = noise()
+    with pytest.raises(ValueError, match=f"p_gen={p_gen}: a probability, 0…1"):
+        NMix(data).augment(to_float(data.images), data.labels, p_gen, per_sample)
 
 
 def test_a_wrong_shape_is_an_error_whatever_the_coin_says():

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from hydramix_nb import classifier, selfsupervised
+from hydramix_nb.chains import Chance
 from hydramix_nb.data import ImageSet, load_images, to_float
 from hydramix_nb.files import weights_digest
 from hydramix_nb.crops import _draw_views, _render, multi_crop
+from hydramix_nb.mixing import NMix
 from hydramix_nb.selfsupervised import (
     DINO_METHODS,
     Config,
@@ -261,8 +263,15 @@ def test_data_that_cannot_work_is_refused_before_anything_is_written(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             fit(train, None, tiny(), folder=tmp_path / "run", progress=False)
-    with pytest.raises(TypeError, match="no mixer"):
-        fit(TRAIN, object(), tiny(), folder=tmp_path / "run", progress=False)
+    other_range = NMix(TRAIN, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    for mixer, error, message in (
+        (object(), TypeError, "no mixer"),
+        (NMix(pictures(classes=4)), ValueError, "the set of NMix has other classes"),
+        (other_range, ValueError, "DINO works in −1…1: make the mixer without mean= and std="),
+        (Chance(other_range, 0.5), ValueError, "DINO works in −1…1"),
+    ):
+        with pytest.raises(error, match=message):
+            fit(TRAIN, mixer, tiny(), folder=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 

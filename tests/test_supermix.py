@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from hydramix_nb import classifier, supermix
-from hydramix_nb.data import ImageSet
+from hydramix_nb.chains import Chain, Chance, OneOf, SmoothLabels
+from hydramix_nb.data import ImageSet, crop_flip, to_float
+from hydramix_nb.mixing import MixUp
 from hydramix_nb.supermix import SuperMix
 
 
@@ -103,3 +105,28 @@ def test_a_mixture_without_a_loss_spoils_no_pool(monkeypatch):
 
     monkeypatch.setattr(supermix, "_candidates", without)
     assert set(small(pool=9).pool.labels.tolist()) == {0, 1, 2}
+
+
+def test_after_soft_targets_no_link_that_needs_labels():
+    "Refused when the chain is made, not at the first batch of which the coin says yes"
+    made, mixup = small(pool=5), MixUp(TRAIN)
+    whole = Chance(made, 0.5, per_sample=False)
+    for first in (made, whole, OneOf(made, crop_flip), Chain(whole), SmoothLabels(TRAIN)):
+        for then in (mixup, Chance(mixup, 0.5), OneOf(mixup, crop_flip), Chain(crop_flip, mixup)):
+            with pytest.raises(ValueError, match="(?s)needs labels, but .* has made soft targets"):
+                Chain(first, crop_flip, then)
+    changes = OneOf(crop_flip, torch.zeros_like), Chain(crop_flip), Chance(Chain(crop_flip), 0.5)
+    images, labels = to_float(TRAIN.images[:2]), TRAIN.labels[:2]
+    for chain in (Chain(Chance(made, 0.5), mixup), Chain(made, *changes, SmoothLabels(TRAIN))):
+        assert chain(images, labels)[1].shape == (2, 3)
+    assert Chain(*changes)(images).shape == images.shape
+    with pytest.raises(TypeError, match="needs labels: chain"):
+        Chain(Chain(mixup))(images)
+    with pytest.raises(TypeError, match="labels must be"):
+        Chain(Chain(SmoothLabels(TRAIN)))(images)
+
+
+def test_a_transform_that_is_a_chain_follows_supermix():
+    method = classifier.Method(small(pool=5), transform=Chain(crop_flip, torch.zeros_like))
+    images, targets = method.chain()(to_float(TRAIN.images[:2]), TRAIN.labels[:2])
+    assert not images.any() and len(targets) == 2
