@@ -9,6 +9,7 @@ __all__ = ['folder_name', 'generate']
 import json
 import operator
 import warnings
+from numbers import Integral
 from pathlib import Path
 
 # %% ../nbs/31_image_folders.ipynb #fa267329
@@ -111,9 +112,11 @@ def generate(
         raise ValueError(f"images have {train.images.shape[1]} channels: a PNG holds 1 or 3")
     labels = _labels(count, len(train.classes))
     mixer.check_labels(labels)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: 1 or more")
-    _claim_folder(folder, _provenance(mixer, seed, batch_size, folder))
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: a whole number, 1 or more")
+    if not isinstance(seed, Integral) or abs(seed) >= 2**32:
+        raise ValueError(f"seed={seed!r}: a whole number of at most 32 bits")
+    _claim_folder(folder, _provenance(mixer, int(seed), int(batch_size), folder))
     folders = [folder_name(name) for name in train.classes]
     write_json(folder / "classes.json", list(zip(folders, train.classes, strict=True)))
     paths = _paths(labels, [folder / name for name in folders])

@@ -300,7 +300,7 @@ def test_images_of_one_folder_are_made_alike(tmp_path):
     generate(Reverse(noise()), torch.tensor(2), out, **options)
     with pytest.raises(ValueError, match="made with other batch_size"):
         generate(Reverse(noise()), 3, out, progress=False)
-    with pytest.raises(ValueError, match="batch_size=0: 1 or more"):
+    with pytest.raises(ValueError, match="batch_size=0: a whole number, 1 or more"):
         generate(Reverse(noise()), 3, out, batch_size=0)
     with pytest.raises(TypeError):
         generate(Reverse(noise()), 2.5, out)
