@@ -356,15 +356,15 @@ def _labelled_npz(path, classes=None):
 # %% ../nbs/01_own_images.ipynb #a1c0f126
 def _read_npz(
     path,  # npz file, or folder with train.npz and test.npz or val.npz
-    split="train",  # "train", "test" or "val"; of a single file, all are the same
+    split="train",  # "train", "test" or "val"; a single file has those of its name, or train
 ):  # images uint8 [n,C,H,W], labels int64 [n], class names of train.npz
     "Read images from an npz file, or a folder of them; ValueError says what is wrong with it"
     path = Path(path).expanduser()
     if path.is_file():
-        if path.name == "train.npz" and split != "train":
+        if split not in ("train", path.stem):
             raise ValueError(
-                f"{path} is asked for {split} images; "
-                f"give its folder, and {split}.npz in it is read"
+                f"{path} is asked for {split} images, and a single file has none beside its own; "
+                f"give a folder with train.npz and {split}.npz in it"
             )
         file, classes = path, None
     else:

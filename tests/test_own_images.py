@@ -415,8 +415,11 @@ def test_npz_folder(tmp_path):
     saved(tmp_path / "test.npz", classes=names[::-1])
     with pytest.raises(ValueError, match="test.npz has other classes than its train.npz"):
         load_images(f"npz:{tmp_path}", "test")
-    with pytest.raises(ValueError, match="train.npz is asked for test images"):
-        load_images(f"npz:{tmp_path / 'train.npz'}", "test")
+    saved(tmp_path / "all.npz")
+    for name in ("train", "all"):
+        with pytest.raises(ValueError, match=f"{name}.npz is asked for test images"):
+            load_images(f"npz:{tmp_path / name}.npz", "test")
+    assert len(load_images(f"npz:{tmp_path / 'test.npz'}", "test")) == 6
     os.unlink(tmp_path / "train.npz")
     with pytest.raises(FileNotFoundError, match="has no train.npz"):
         load_images(f"npz:{tmp_path}")
