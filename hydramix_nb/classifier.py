@@ -233,10 +233,7 @@ def _recordable(method, net):
     parts = [method.mixer, method.policy, method.transform]
     parts += [method.loss] if method.loss is not F.cross_entropy else []
     parts += [net] if method.network is not None else []
-    if not all(_is_recordable(part) for part in parts if part is not None):
-        return False
-    changed_anew = getattr(method.mixer, "policy", None) is not None
-    return not changed_anew or getattr(method.mixer, "views", None) is not None
+    return all(_is_recordable(part) for part in parts if part is not None)
 
 
 def _recorded(state):

@@ -283,6 +283,8 @@ def test_what_can_be_recorded(train):
         Method(mixer=Chain(Chance(MixUp(train), 0.5))),
         Method(mixer=Chain(OneOf(MixUp(train), CutMix(train)))),
         Method(mixer=NMix(train, policy=policy)),
+        Method(mixer=HydraMix(gan.pretrained(), train[:4], policy=policy)),
+        Method(mixer=Chain(Chance(NMix(train, policy=policy), 0.5), crop_flip)),
         Method(transform=lambda x: x),
         Method(loss=lambda a, b: a.sum()),
         Method(network=lambda c, n: None),
