@@ -390,6 +390,19 @@ def test_recorded_batches_neither_wait_nor_copy(name, train):
             assert images.device.type == "cuda" and images.shape == (6, *train.images.shape[1:])
 
 
+def test_partners_are_drawn_without_waiting_where_a_class_has_no_images(train):
+    few, labels = train[train.labels != 3], torch.tensor([0, 5])
+    few.same_class(labels, 2)  # makes the tables
+    with pytest.raises(ValueError, match="a class without images is asked for"):
+        few.same_class(labels - labels + 3, 2)
+    copied = copy.deepcopy([few, labels])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        few, labels = pretend(copied)
+        with Recording():
+            drawn = few.same_class(labels, 2)
+    assert drawn.shape == (2, 2)
+
+
 def test_pretended_recording_notices():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.rand(3, device="cuda").sum().item()
