@@ -15,11 +15,22 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 # %% ../nbs/06_speed.ipynb #5a5a7abf
 import torch
+
+# %% ../nbs/06_speed.ipynb #817104b0
+@cache
+def _stream(device, thread, use):
+    "A stream of a thread, for warm-ups or for recordings: each has memory of its own"
+    return torch.cuda.Stream(device)
+
+
+def _aside(use):
+    "The stream for that use, on the current device; what runs at the same time shares none"
+    return _stream(torch.cuda.current_device(), threading.get_ident(), use)
 
 # %% ../nbs/06_speed.ipynb #817104b1
 class Graph:
@@ -30,11 +41,31 @@ class Graph:
         function,  # step from tensors to a dict of tensors; must not wait for the GPU
         warm: int = 3,  # calls before it is recorded
     ):
-        self.function, self.warm, self.graph = function, warm, None
+        self.function, self.calls, self.warm, self.graph = function, warm, warm, None
 
     def __call__(self, *inputs):
-        if self.graph is None and self.warm:
-            return self._run_aside(*inputs)
+        with torch.cuda.device(inputs[0].device):
+            return self._run_aside(*inputs) if self.warm else self._replay(*inputs)
+
+    def _run_aside(self, *inputs):
+        "One plain call, on another stream"
+        self.warm -= 1
+        stream, current = _aside("warm"), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            out = self.function(*inputs)
+        current.wait_stream(stream)
+        for v in out.values():
+            v.record_stream(current)
+        return {k: v.detach() for k, v in out.items()}
+
+    def _record(self, inputs):
+        "Record without computing anything"
+        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=_aside("record")):
+            self.outputs = {k: v.detach() for k, v in self.function(*self.inputs).items()}
+
+    def _replay(self, *inputs):
         if self.graph is None:
             self._record(inputs)
         for recorded, x in zip(self.inputs, inputs, strict=True):
@@ -42,21 +73,6 @@ class Graph:
         self.graph.replay()
         return {k: v.clone() for k, v in self.outputs.items()}
 
-    def _run_aside(self, *inputs):
-        "One plain call, on a stream of its own"
-        self.warm -= 1
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            out = self.function(*inputs)
-        current.wait_stream(stream)
-        return {k: v.detach() for k, v in out.items()}
-
-    def _record(self, inputs):
-        "Record without computing anything"
-        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = {k: v.detach() for k, v in self.function(*self.inputs).items()}
 
 # %% ../nbs/06_speed.ipynb #5c01aa02
 def _is_recordable(
@@ -97,10 +113,10 @@ def _optimizer_options(
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _USUAL = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 _KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
-_users, _users_lock = [], threading.Lock()
+_users, _users_lock = 0, threading.Lock()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _glibc():
     "The C library, if it is glibc and the environment does not set how it keeps memory"
     chosen = [name for name in os.environ if name.startswith("MALLOC_")]
@@ -122,17 +138,18 @@ def _keep_freed_memory(
     wanted: bool = True,  # False: nothing is changed
 ):  # whether freed memory is kept
     "Keep freed memory in the process for a block: no page faults for short-lived tensors"
+    global _users
     if not wanted or _glibc() is None:
         yield False
         return
     with _users_lock:
-        _users.append(threading.get_ident())
+        _users += 1
         kept = _set_malloc(_KEPT)
     try:
         yield kept
     finally:
         with _users_lock:
-            _users.pop()
+            _users -= 1
             if not _users:  # the last of several trainings in one process
                 _set_malloc(_USUAL)
                 _glibc().malloc_trim(0)

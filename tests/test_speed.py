@@ -4,7 +4,10 @@ import copy
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -408,6 +411,80 @@ def test_pretended_recording_notices():
         torch.rand(3, device="cuda").sum().item()
     with FakeTensorMode(), Recording(), pytest.raises(RuntimeError, match="copies from the CPU"):
         torch.rand(3).to("cuda")
+
+
+class Device:
+    "What a `Graph` asks of torch.cuda, written down: (call, device, stream)"
+
+    CUDAGraph = type("CUDAGraph", (), dict(replay=lambda self: None))
+
+    def __init__(self):
+        self.now, self.on, self.calls, self.made = torch.device("cuda:0"), "usual", [], []
+
+    @contextmanager
+    def device(self, device):
+        self.now, before = device, self.now
+        yield
+        self.now = before
+
+    @contextmanager
+    def stream(self, stream):
+        self.on, before = stream, self.on
+        yield
+        self.on = before
+
+    def graph(self, graph, stream):
+        return self.stream(stream)
+
+    def current_device(self):
+        return self.now.index
+
+    def current_stream(self):
+        return Mock()
+
+    def Stream(self, device):
+        self.made.append(device)
+        return Mock(name=f"{device}.{len(self.made)}")
+
+    def step(self, x):
+        self.calls.append((self.now, self.on))
+        return dict(loss=x)
+
+
+@pytest.fixture
+def pretended_gpus(monkeypatch):
+    gpus = Device()
+    for name in ("device stream graph CUDAGraph current_device current_stream Stream").split():
+        monkeypatch.setattr(torch.cuda, name, getattr(gpus, name))
+    speed._stream.cache_clear()
+    yield gpus
+    speed._stream.cache_clear()
+
+
+def test_a_graph_belongs_to_the_device_of_its_inputs(pretended_gpus):
+    x = MagicMock(device=torch.device("cuda:1"))
+    for graph in (speed.Graph(pretended_gpus.step), speed.Graph(pretended_gpus.step)):
+        for _ in range(5):
+            graph(x)
+    assert [device.index for device, _ in pretended_gpus.calls] == [1] * 8
+    assert pretended_gpus.now.index == 0 and pretended_gpus.on == "usual"
+
+
+def test_graphs_of_a_thread_share_a_stream_for_warm_ups_and_one_for_recordings(pretended_gpus):
+    def both():
+        for _ in range(2):
+            graph = speed.Graph(pretended_gpus.step)
+            for _ in range(4):
+                graph(MagicMock(device=torch.device("cuda:0")))
+
+    both()
+    streams = [stream for _, stream in pretended_gpus.calls]
+    warm, recorded = streams[0], streams[3]
+    assert warm is not recorded and streams == 2 * [warm, warm, warm, recorded]
+    with ThreadPoolExecutor(1) as other:
+        other.submit(both).result()
+    assert not {warm, recorded} & {stream for _, stream in pretended_gpus.calls[8:]}
+    assert pretended_gpus.made == [0] * 4
 
 
 def test_classifier_too_large_for_memory(train, test, monkeypatch):
