@@ -319,7 +319,7 @@ class Training(_Step):
         self.optimizers["model"] = _sgd(net, config, dict(lr=config.lr) | fast)
         self.rates = [float(group["lr"]) for group in self.optimizers["model"].param_groups]
         self._forward = _Compiled(net) if "compiled" in self.speedups else net
-        self._graphs = _recorded(self) if "recorded step" in self.speedups else None
+        self.graphs = _recorded(self) if "recorded step" in self.speedups else {}
         self.average = _averaged(net, config)
         self.networks |= dict(average=self.average) if self.average is not None else {}
 
@@ -328,7 +328,7 @@ class Training(_Step):
         for group, rate in zip(self.optimizers["model"].param_groups, self.rates):
             _set_lr(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
         index = self.next_batch()
-        losses = self._graphs[self.kind()](index) if self._graphs else self.learn(index)
+        losses = self.graphs[self.kind()](index) if self.graphs else self.learn(index)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.done += 1

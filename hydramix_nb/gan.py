@@ -369,8 +369,9 @@ class Training(_Ended):
         if "compiled" in self.speedups:
             losses = [_Compiled(loss) for loss in losses]
         self._generator_loss, self._discriminator_loss = losses
-        recorded = "recorded step" in self.speedups
-        self._both_steps = Graph(self._alternate) if recorded else self._alternate
+        if "recorded step" in self.speedups:
+            self.graphs["step"] = Graph(self._alternate)
+        self._both_steps = self.graphs.get("step", self._alternate)
 
 # %% ../nbs/26_gan.ipynb #fbdf1040
 def _check(train, config):

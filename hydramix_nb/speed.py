@@ -33,7 +33,36 @@ def _aside(use):
     return _stream(torch.cuda.current_device(), threading.get_ident(), use)
 
 # %% ../nbs/06_speed.ipynb #817104b1
-class Graph:
+class _Recording:
+    "A step's kernels, recorded and replayed"
+
+    def _record(self, inputs):
+        "Record without computing anything"
+        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=_aside("record")):
+            self.outputs = {k: v.detach() for k, v in self.function(*self.inputs).items()}
+
+    def _replay(self, *inputs):
+        if self.graph is None:
+            self._record(inputs)
+        for recorded, x in zip(self.inputs, inputs, strict=True):
+            recorded.copy_(x)
+        self.graph.replay()
+        return {k: v.clone() for k, v in self.outputs.items()}
+
+    def drop(
+        self,
+        optimizers=(),  # those whose gradients lie in the recording's memory
+    ):
+        "Give the recording's memory back; another call begins anew"
+        self.warm, self.graph, self.inputs, self.outputs = self.calls, None, None, None
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+
+# %% ../nbs/06_speed.ipynb #817104b2
+class Graph(_Recording):
     "A step on a GPU: run as it is for a few calls, then recorded, then replayed"
 
     def __init__(
@@ -58,21 +87,6 @@ class Graph:
         for v in out.values():
             v.record_stream(current)
         return {k: v.detach() for k, v in out.items()}
-
-    def _record(self, inputs):
-        "Record without computing anything"
-        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=_aside("record")):
-            self.outputs = {k: v.detach() for k, v in self.function(*self.inputs).items()}
-
-    def _replay(self, *inputs):
-        if self.graph is None:
-            self._record(inputs)
-        for recorded, x in zip(self.inputs, inputs, strict=True):
-            recorded.copy_(x)
-        self.graph.replay()
-        return {k: v.clone() for k, v in self.outputs.items()}
-
 
 # %% ../nbs/06_speed.ipynb #5c01aa02
 def _is_recordable(
@@ -297,6 +311,16 @@ def _group_memory(folder, limit, used, cached):
     in_use = int((folder / used).read_text()) - int(stat[cached])
     return int((folder / limit).read_text()) - in_use
 
+# %% ../nbs/06_speed.ipynb #e1280ab0
+def _reserved_in_vain(device):
+    "Bytes that torch keeps for later; a recording's pool is for nothing else"
+    if torch.cuda.get_allocator_backend() != "native":  # another allocator lists no pools
+        return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    segments = (s for s in torch.cuda.memory_snapshot() if s["device"] == index)
+    usable = (s for s in segments if tuple(s["segment_pool_id"]) == (0, 0))
+    return sum(s["total_size"] - s["allocated_size"] for s in usable)
+
 
 def free_memory(
     device,  # device to ask
@@ -307,7 +331,7 @@ def free_memory(
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         share = total // int(os.environ.get("HYDRAMIX_TOGETHER", 1)) - reserved
-        return max(0, min(free, share)) + reserved - torch.cuda.memory_allocated(device)
+        return max(0, min(free, share)) + _reserved_in_vain(device)
     try:
         free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
     except (OSError, IndexError, ValueError):

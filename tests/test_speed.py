@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from unittest.mock import MagicMock, Mock
 
@@ -24,7 +24,7 @@ from hydramix_nb.generator import Generator, ResidualBlock
 from hydramix_nb.mixer import Mixer
 from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
 from hydramix_nb.policies import Policy
-from hydramix_nb.training import _resume, _save, seeded
+from hydramix_nb.training import _resume, _save, run, seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDE = gan.Config(
@@ -487,6 +487,20 @@ def test_graphs_of_a_thread_share_a_stream_for_warm_ups_and_one_for_recordings(p
     assert pretended_gpus.made == [0] * 4
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_training_gives_the_memory_of_its_recordings_back(train, ends):
+    training = generator_training(train, TINY)
+    training.graphs["step"] = graph = speed.Graph(training._alternate)
+    graph.warm, graph.graph, graph.inputs, graph.outputs = 0, Mock(), [Mock()], [Mock()]
+    if not ends:
+        training.measure = Mock(side_effect=RuntimeError("power cut"))
+    with nullcontext() if ends else pytest.raises(RuntimeError, match="power cut"):
+        run(training, progress=False)
+    assert (graph.warm, graph.graph, graph.inputs, graph.outputs) == (3, None, None, None)
+    nets = training.networks.values()
+    assert all(p.grad is None for net in nets for p in net.parameters())
+
+
 def test_classifier_too_large_for_memory(train, test, monkeypatch):
     monkeypatch.setattr(speed, "free_memory", lambda device: 1000)
     with pytest.raises(MemoryError, match="lower batch_size, or take a smaller network"):
@@ -578,7 +592,7 @@ def test_recorded_classifier_step(name, train, test):
         assert "recorded step" in t.speedups
         t.speedups = [x for x in t.speedups if x != "bfloat16"]
     launched.model.load_state_dict(recorded.model.state_dict())
-    launched._graphs = None
+    launched.graphs = {}
     close(losses(recorded, 12), losses(launched, 12), 1e-4)
 
 
