@@ -121,6 +121,12 @@ def test_chunks_from_free_memory(train, monkeypatch):
         gan.fit(train, TINY, progress=False)
 
 
+def test_a_gpu_needs_no_memory_for_convolutions_that_only_a_cpu_has():
+    config = gan.Config()
+    (each, fixed), (there, besides) = (gan._step_bytes(config, 3, 50, d) for d in ("cpu", "cuda"))
+    assert there < 0.95 * each and besides <= fixed
+
+
 def test_estimate_covers_what_a_step_takes():
     "Peak memory of a process that takes a step, less that of one with a batch of one"
     code = """
