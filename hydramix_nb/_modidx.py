@@ -591,6 +591,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hydramix_nb/hydramix_plus.py'),
                                            'hydramix_nb.hydramix_plus._budget': ( 'hydramix_plus.html#_budget',
                                                                                   'hydramix_nb/hydramix_plus.py'),
+                                           'hydramix_nb.hydramix_plus._compiles': ( 'hydramix_plus.html#_compiles',
+                                                                                    'hydramix_nb/hydramix_plus.py'),
                                            'hydramix_nb.hydramix_plus._compositions_pay': ( 'hydramix_plus.html#_compositions_pay',
                                                                                             'hydramix_nb/hydramix_plus.py'),
                                            'hydramix_nb.hydramix_plus._configs': ( 'hydramix_plus.html#_configs',

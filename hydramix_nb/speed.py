@@ -60,7 +60,6 @@ class _Recording:
             optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
 
-
 # %% ../nbs/06_speed.ipynb #817104b2
 class Graph(_Recording):
     "A step on a GPU: run as it is for a few calls, then recorded, then replayed"
