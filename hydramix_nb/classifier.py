@@ -28,6 +28,7 @@ from hydramix_nb.speed import (
     Graph,
     _Compiled,
     check_memory,
+    _follow,
     _is_recordable,
     _keep_freed_memory,
     _saved_tensor_bytes,
@@ -217,10 +218,7 @@ def _sgd(net, config, options):
 
 def _averaged(net, config):
     "Exponential average of the weights of a network, where the settings ask for it"
-    if not config.average:
-        return None
-    rule = swa_utils.get_ema_multi_avg_fn(config.average)
-    return swa_utils.AveragedModel(net, multi_avg_fn=rule)
+    return swa_utils.AveragedModel(net) if config.average else None
 
 # %% ../nbs/32_classifier.ipynb #0a4eb0e8
 def _batch(train, index, chain):
@@ -330,7 +328,7 @@ class Training(_Step):
         index = self.next_batch()
         losses = self.graphs[self.kind()](index) if self.graphs else self.learn(index)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            _follow(self.average, self.model, self.config.average)
         self.done += 1
         return losses
 

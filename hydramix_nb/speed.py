@@ -122,6 +122,30 @@ def _optimizer_options(
         options["capturable"] = True
     return options
 
+# %% ../nbs/06_speed.ipynb #4e789541
+def _by_type(ours, theirs):
+    "Pairs of lists of tensors, one for each type of number"
+    pairs = list(zip(ours, theirs, strict=True))
+    for dtype in {a.dtype for a, _ in pairs}:
+        yield [list(tensors) for tensors in zip(*(p for p in pairs if p[0].dtype == dtype))]
+
+
+@torch.no_grad()
+def _follow(
+    average,  # torch.optim.swa_utils.AveragedModel
+    network,  # network that it follows
+    decay: float,  # share of the past
+):
+    "One update of an exponential average of the weights; nothing waits for a GPU"
+    for means, new in _by_type(average.module.parameters(), network.parameters()):
+        if average.n_averaged:
+            torch._foreach_lerp_(means, new, 1 - decay)
+        else:
+            torch._foreach_copy_(means, new)
+    for copies, new in _by_type(average.module.buffers(), network.buffers()):
+        torch._foreach_copy_(copies, new)
+    average.n_averaged += 1
+
 # %% ../nbs/06_speed.ipynb #c7ffdf1c
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _USUAL = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}

@@ -12,6 +12,7 @@ from unittest.mock import MagicMock, Mock
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim import swa_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -255,6 +256,25 @@ def classifier_training(train, test, mixer, **options):
         test,
         **options,
     )
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: classifier.network("wrn-10-1", 3, 2, 0.0), lambda: torch.nn.Linear(3, 2)]
+)
+def test_an_average_follows_as_torch_has_it_to_the_bit(network):
+    torch.manual_seed(0)
+    net = network()
+    rule = swa_utils.get_ema_multi_avg_fn(0.9)
+    ours, torchs = swa_utils.AveragedModel(net), swa_utils.AveragedModel(net, multi_avg_fn=rule)
+    with torch.no_grad():
+        for _ in range(4):
+            for x in (*net.parameters(), *net.buffers()):
+                x += torch.rand_like(x) if x.is_floating_point() else 1
+            speed._follow(ours, net, 0.9)
+            torchs.update_parameters(net)
+    assert ours.state_dict().keys() == torchs.state_dict().keys()
+    for name, x in torchs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], x), name
 
 
 @pytest.mark.parametrize("kind", ["baseline", "NMix", "HydraMix"])
