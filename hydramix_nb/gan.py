@@ -192,7 +192,9 @@ class _Rates(_Steps):
         options = dict(betas=config.betas, weight_decay=config.weight_decay, lr=lr)
         if self.speedups:
             options |= _optimizer_options(self.device, lr, adam=True)
-        return torch.optim.Adam(network.parameters(), **options)
+        adam = torch.optim.Adam(network.parameters(), **options)
+        adam._warned_capturable_if_run_uncaptured = True  # steps before the recording are meant
+        return adam
 
 # %% ../nbs/26_gan.ipynb #3c7cb667
 class _Alternation(_Rates):

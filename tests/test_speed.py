@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -527,6 +528,22 @@ def test_a_training_gives_the_memory_of_its_recordings_back(train, ends):
     assert (graph.warm, graph.graph, graph.inputs, graph.outputs) == (3, None, None, None)
     nets = training.networks.values()
     assert all(p.grad is None for net in nets for p in net.parameters())
+
+
+def test_adam_does_not_warn_of_the_steps_before_it_is_recorded(train, monkeypatch):
+    adam = generator_training(train, TINY).optimizers["generator"]
+    check = getattr(adam, "_accelerator_graph_capture_health_check", None)
+    if check is None:
+        pytest.skip("an older torch, which asks CUDA itself")
+    adam.param_groups[0]["capturable"] = True
+    stream = Mock(is_capturing=lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda: stream)
+    with warnings.catch_warnings(action="error"):
+        check()
+    adam._warned_capturable_if_run_uncaptured = False
+    with pytest.warns(UserWarning, match="capturable"):
+        check()
 
 
 def test_classifier_too_large_for_memory(train, test, monkeypatch):
