@@ -215,6 +215,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'hydramix_nb/crops.py'),
                                    'hydramix_nb.crops._Views': ('crops.html#_views', 'hydramix_nb/crops.py'),
                                    'hydramix_nb.crops._blur_matrix': ('crops.html#_blur_matrix', 'hydramix_nb/crops.py'),
+                                   'hydramix_nb.crops._constant': ('crops.html#_constant', 'hydramix_nb/crops.py'),
                                    'hydramix_nb.crops._cubic': ('crops.html#_cubic', 'hydramix_nb/crops.py'),
                                    'hydramix_nb.crops._draw_boxes': ('crops.html#_draw_boxes', 'hydramix_nb/crops.py'),
                                    'hydramix_nb.crops._draw_views': ('crops.html#_draw_views', 'hydramix_nb/crops.py'),

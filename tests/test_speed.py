@@ -17,7 +17,7 @@ from torch.optim import swa_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hydramix_nb import baselines, classifier, composing, gan, policies, speed
+from hydramix_nb import baselines, classifier, composing, crops, gan, policies, speed
 from hydramix_nb.augmentations import CutMix, RandomErasing, cosine_loss
 from hydramix_nb.chains import Chain, Chance, OneOf
 from hydramix_nb.data import ImageSet, crop_flip, load_images
@@ -442,6 +442,27 @@ def test_pretended_recording_notices():
         torch.rand(3).to("cuda")
 
 
+class FromLists(TorchDispatchMode):
+    "Counts tensors that are made of Python's numbers, each of which is a copy to a GPU"
+
+    made = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.made += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_crops_copy_nothing_to_their_device_once_they_were_made():
+    images = torch.rand(2, 3, 24, 24)
+    config = crops.CropConfig(global_size=16, local_size=8, local_views=2)
+    crops.multi_crop(images, config)
+    with FromLists() as found:
+        crops.multi_crop(images, config)
+        assert found.made == 0
+        torch.tensor([1.0])
+        assert found.made == 1
+
+
 class Device:
     "What a `Graph` asks of torch.cuda, written down: (call, device, stream)"
 
@@ -691,8 +712,8 @@ def test_judged_in_bfloat16_on_gpu(train):
     few = load_images("toys", few=(5, 0)).to("cuda")
     config = classifier.profile("small", steps=100)
     with seeded(0, "cuda"):
-        crops = torch.cat([crop_flip(test.images) for _ in range(50)])
-        many = ImageSet(crops, test.labels.repeat(50), test.classes)
+        cropped = torch.cat([crop_flip(test.images) for _ in range(50)])
+        many = ImageSet(cropped, test.labels.repeat(50), test.classes)
         training = classifier.Training(few, classifier.Method(), config, many)
         for _ in range(100):
             training.step()
@@ -700,7 +721,7 @@ def test_judged_in_bfloat16_on_gpu(train):
     half = training.measure()["accuracy"]
     model = training.result()
     assert half == pytest.approx(classifier.evaluate(model, many)[0], abs=0.1)
-    exact = classifier.predict(model, crops).argmax(1)
+    exact = classifier.predict(model, cropped).argmax(1)
     with speed._mixed_precision(training.speedups, "cuda"):
-        rounded = classifier.predict(model, crops).argmax(1)
+        rounded = classifier.predict(model, cropped).argmax(1)
     assert (exact == rounded).float().mean() > 0.99
