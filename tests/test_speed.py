@@ -442,6 +442,25 @@ def test_pretended_recording_notices():
         torch.rand(3).to("cuda")
 
 
+class Kernels(TorchDispatchMode):
+    "Counts operations that compute something"
+
+    run = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.run += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_round_of_a_policy_on_a_gpu_is_two_hundred_kernels_at_most():
+    images = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+    operations, strengths = torch.arange(10), torch.full((10,), 0.3, dtype=torch.float64)
+    with Kernels() as found:
+        made = policies._operate_blindly(images, operations, strengths)
+    assert found.run <= 200
+    assert torch.equal(made, policies._operate(images, operations, strengths))
+
+
 class FromLists(TorchDispatchMode):
     "Counts tensors that are made of Python's numbers, each of which is a copy to a GPU"
 
