@@ -28,6 +28,7 @@ from hydramix_nb.speed import (
     Graph,
     _Compiled,
     check_memory,
+    _follow,
     _is_recordable,
     _keep_freed_memory,
     _saved_tensor_bytes,
@@ -217,10 +218,7 @@ def _sgd(net, config, options):
 
 def _averaged(net, config):
     "Exponential average of the weights of a network, where the settings ask for it"
-    if not config.average:
-        return None
-    rule = swa_utils.get_ema_multi_avg_fn(config.average)
-    return swa_utils.AveragedModel(net, multi_avg_fn=rule)
+    return swa_utils.AveragedModel(net) if config.average else None
 
 # %% ../nbs/32_classifier.ipynb #0a4eb0e8
 def _batch(train, index, chain):
@@ -233,10 +231,7 @@ def _recordable(method, net):
     parts = [method.mixer, method.policy, method.transform]
     parts += [method.loss] if method.loss is not F.cross_entropy else []
     parts += [net] if method.network is not None else []
-    if not all(_is_recordable(part) for part in parts if part is not None):
-        return False
-    changed_anew = getattr(method.mixer, "policy", None) is not None
-    return not changed_anew or getattr(method.mixer, "views", None) is not None
+    return all(_is_recordable(part) for part in parts if part is not None)
 
 
 def _recorded(state):
@@ -322,7 +317,7 @@ class Training(_Step):
         self.optimizers["model"] = _sgd(net, config, dict(lr=config.lr) | fast)
         self.rates = [float(group["lr"]) for group in self.optimizers["model"].param_groups]
         self._forward = _Compiled(net) if "compiled" in self.speedups else net
-        self._graphs = _recorded(self) if "recorded step" in self.speedups else None
+        self.graphs = _recorded(self) if "recorded step" in self.speedups else {}
         self.average = _averaged(net, config)
         self.networks |= dict(average=self.average) if self.average is not None else {}
 
@@ -331,9 +326,9 @@ class Training(_Step):
         for group, rate in zip(self.optimizers["model"].param_groups, self.rates):
             _set_lr(group, rate * (1 + math.cos(math.pi * self.done / self.steps)) / 2)
         index = self.next_batch()
-        losses = self._graphs[self.kind()](index) if self._graphs else self.learn(index)
+        losses = self.graphs[self.kind()](index) if self.graphs else self.learn(index)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            _follow(self.average, self.model, self.config.average)
         self.done += 1
         return losses
 

@@ -8,6 +8,7 @@ __all__ = ['CropConfig', 'multi_crop']
 # %% ../nbs/55_crops.ipynb #55aa0003
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 # %% ../nbs/55_crops.ipynb #55aa0004
 import torch
@@ -68,6 +69,17 @@ def _separable(
     "Compute A_y · I · A_xᵀ"
     return rows[:, None] @ images @ columns[:, None].mT
 
+# %% ../nbs/55_crops.ipynb #e4310139
+@lru_cache(maxsize=256)
+def _constant(
+    *numbers: float,  # numbers of a list
+    device,  # device that keeps them
+    dtype=torch.float32,  # type of the numbers
+) -> torch.Tensor:  # [numbers]
+    "Numbers as a tensor that is made once: each copy of a list to a GPU would make it wait"
+    with torch.inference_mode(False):  # kept for later calls, which may want gradients
+        return torch.tensor(numbers, device=device, dtype=dtype)
+
 # %% ../nbs/55_crops.ipynb #e431013a
 def _grey(
     images: torch.Tensor,  # [n,C,H,W], C 1 or 3
@@ -75,8 +87,8 @@ def _grey(
     "Luminance, ITU-R 601"
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor([0.2989, 0.587, 0.114])[:, None, None]
-    return (images * weights).sum(1, keepdim=True)
+    weights = _constant(0.2989, 0.587, 0.114, device=images.device, dtype=images.dtype)
+    return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 
 def _shift_hue(
@@ -90,7 +102,7 @@ def _shift_hue(
     from_green, from_blue = 2 + (blue - red) / c, 4 + (red - green) / c
     sector = torch.where(value == green, from_green, from_blue)
     sector = torch.where(value == red, (green - blue) / c, sector)
-    offset = images.new_tensor([5.0, 3.0, 1.0])[:, None, None]
+    offset = _constant(5.0, 3.0, 1.0, device=images.device, dtype=images.dtype)[:, None, None]
     k = (sector[:, None] + 6 * turn[:, None, None, None] + offset) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -157,9 +169,9 @@ def _draw_views(
     def chance(p):
         return torch.rand(n, device=device) < p
 
-    strength = torch.tensor([0.4, 0.4, 0.2, 0.1], device=device)
+    strength = _constant(0.4, 0.4, 0.2, 0.1, device=device)
     factors = torch.empty(n, 4, device=device).uniform_(-1, 1) * strength
-    unchanged = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
+    unchanged = _constant(1.0, 1.0, 1.0, 0.0, device=device)
     factors = factors * chance(0.8)[:, None] + unchanged
     return _Views(
         boxes=_draw_boxes(n, side, scale, device),
@@ -229,7 +241,7 @@ def multi_crop(
     sigma = (0.1 * scale, 2 * scale)
 
     def repeat(*p):
-        return torch.tensor(p, device=images.device).repeat_interleave(batch)
+        return _constant(*p, device=images.device).repeat_interleave(batch)
 
     blur, solarise = repeat(1.0, 0.1), repeat(0.0, 0.2)
     views = [_draw_views(side, config.global_size, config.global_scale, blur, solarise, sigma)]

@@ -114,11 +114,14 @@ def _step_bytes(
     config: Config,  # settings
     channels: int,  # channels of the images
     n: int,  # number of images in the set
+    device="cpu",  # device of the step; a GPU has convolutions of its own
 ) -> tuple:  # bytes per composition of a step; bytes beside them
     "Memory of a step from shapes alone, half as much again as autograd keeps for the way back"
     S, s = config.image_size, config.image_size // Generator.scale
     with torch.device("meta"):
-        nets = make_fast(_generator(channels, config)), _discriminator(channels, config)
+        nets = [_generator(channels, config), _discriminator(channels, config)]
+        if torch.device(device).type != "cuda":
+            make_fast(nets[0])
         I = torch.empty(2, config.n_images, channels, S, S)
         M = torch.empty(2, config.n_images, s, s)
     nets[1].requires_grad_(False)
@@ -132,7 +135,7 @@ def _step_bytes(
 # %% ../nbs/26_gan.ipynb #da9aba4c
 def _chunks(train, config):
     "Parts that a batch must go through in. MemoryError if even a single composition is too much"
-    memory = _step_bytes(config, train.images.shape[1], len(train))
+    memory = _step_bytes(config, train.images.shape[1], len(train), train.device)
     lower = "image_size or features"
     return _n_chunks(config.batch_size, *memory, train.device, lower)
 
@@ -189,7 +192,9 @@ class _Rates(_Steps):
         options = dict(betas=config.betas, weight_decay=config.weight_decay, lr=lr)
         if self.speedups:
             options |= _optimizer_options(self.device, lr, adam=True)
-        return torch.optim.Adam(network.parameters(), **options)
+        adam = torch.optim.Adam(network.parameters(), **options)
+        adam._warned_capturable_if_run_uncaptured = True  # steps before the recording are meant
+        return adam
 
 # %% ../nbs/26_gan.ipynb #3c7cb667
 class _Alternation(_Rates):
@@ -369,8 +374,9 @@ class Training(_Ended):
         if "compiled" in self.speedups:
             losses = [_Compiled(loss) for loss in losses]
         self._generator_loss, self._discriminator_loss = losses
-        recorded = "recorded step" in self.speedups
-        self._both_steps = Graph(self._alternate) if recorded else self._alternate
+        if "recorded step" in self.speedups:
+            self.graphs["step"] = Graph(self._alternate)
+        self._both_steps = self.graphs.get("step", self._alternate)
 
 # %% ../nbs/26_gan.ipynb #fbdf1040
 def _check(train, config):

@@ -8,7 +8,7 @@ __all__ = ['chain', 'fit']
 # %% ../nbs/33_hydramix_plus.ipynb #1ec502a4
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from .chains import Chain, Chance
 from .data import ImageSet, crop_flip, load_images
 from .files import _check_folder, read_json, write_json
 from .mixing import HydraMix, MixUp, Pool, default_views
-from .training import seeded
+from .speed import _COMPILED_FROM, _compiling
+from .training import epoch_steps, seeded
 
 # %% ../nbs/33_hydramix_plus.ipynb #f7cdf6f8
 def chain(
@@ -40,13 +41,16 @@ def chain(
 # %% ../nbs/33_hydramix_plus.ipynb #31c3d0f2
 def _seconds_per_step(state, steps=3):
     "Seconds of a step, after some that do not count; on a GPU one of them is recorded"
-    for _ in range(2 if state.device.type == "cpu" else 5):
-        state.step()
-    begun = time.perf_counter()
-    for _ in range(steps):
-        losses = state.step()
-    float(next(iter(losses.values())))  # waits for a GPU
-    return (time.perf_counter() - begun) / steps
+    on_cpu, times = state.device.type == "cpu", []
+    with nullcontext() if on_cpu else state.around():
+        for n in (2 if on_cpu else 5, steps):
+            for _ in range(n):
+                losses = state.step()
+            float(next(iter(losses.values())))  # waits for a GPU
+            times.append(time.perf_counter())
+    for graph in state.graphs.values():
+        graph.drop(state.optimizers.values())
+    return (times[1] - times[0]) / steps
 
 
 def _configs(train, seed):
@@ -66,6 +70,12 @@ def _compositions_pay(train):
     "Whether they were measured to do no harm: not at a CPU's settings with so many images"
     return train.device.type != "cpu" or len(train) < 50 * len(train.classes)
 
+# %% ../nbs/33_hydramix_plus.ipynb #31c3d0f4
+def _compiles(train, config, steps):
+    "Whether a generator of so many steps is compiled: on a GPU, from a quarter of its profile's on"
+    enough = steps >= epoch_steps(train, config)[1] // 4
+    return enough and _compiling(train.device.type, steps=_COMPILED_FROM)[0]
+
 
 def _budget(train, minutes, seed, cache):
     "Steps of generator and classifier that fit in: 0 for the package's generator, None for none"
@@ -76,13 +86,18 @@ def _budget(train, minutes, seed, cache):
         alone = max(1, round(seconds / quick))  # steps, if all the time is the classifier's
         if not _compositions_pay(train):
             return [None, min(4 * training.steps, alone)]
-        composing = gan.Training(train, learn, cache)
-        slow = _seconds_per_step(composing)
-    wanted = composing.steps, training.steps
-    share = min(4, seconds / (slow * wanted[0] + quick * wanted[1]))
+        wanted = epoch_steps(train, learn)[1], training.steps
+        as_it_is = replace(learn, steps=min(wanted[0], _COMPILED_FROM - 1))
+        slow = _seconds_per_step(gan.Training(train, as_it_is, cache))
+        share = min(4, seconds / (slow * wanted[0] + quick * wanted[1]))
+        if _compiles(train, learn, round(share * wanted[0])):
+            begun = time.perf_counter()
+            slow = _seconds_per_step(gan.Training(train, learn, cache, fast=True))
+            seconds -= 2 * (time.perf_counter() - begun)  # the training compiles once more
+            share = min(4, seconds / (slow * wanted[0] + quick * wanted[1]))
     if share >= 0.25:
         return [round(share * steps) for steps in wanted]
-    return [0, min(training.steps, alone)]
+    return [0, min(training.steps, max(1, round(seconds / quick)))]
 
 # %% ../nbs/33_hydramix_plus.ipynb #149f6acb
 def _asked(steps):
@@ -146,8 +161,8 @@ def _generator(train, config, steps, folder, cache, progress):
     "A generator of these images, or for 0 steps the one that comes with the package"
     if steps:
         place = None if folder is None else folder / "generator"
-        config = replace(config, steps=steps)
-        return gan.fit(train, config, folder=place, cache=cache, progress=progress)
+        options = dict(fast=True if _compiles(train, config, steps) else None, progress=progress)
+        return gan.fit(train, replace(config, steps=steps), folder=place, cache=cache, **options)
     if train.images.shape[1] != 3:
         raise ValueError(
             "the generator that comes with the package composes images of three channels, "

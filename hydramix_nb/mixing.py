@@ -44,6 +44,9 @@ def _config_for(train, **changes):
     return composing.for_size(_images_of(train).shape[-1], **changes)
 
 # %% ../nbs/30_mixing.ipynb #a928ded5
+_once_segmented = property(lambda self: self.policy is None or getattr(self, "views", None))
+
+
 class _Sources(Mixer):
     "The images that a mixer composes, at the size of its config, and their segments"
 
@@ -71,7 +74,7 @@ class PixelMix(_Sources):
     "Pixels of N images put together under a mask, without a generator (4.6)"
 
     _settings, _derived = ("config",), ("_range", "images")
-    recordable = True
+    recordable = _once_segmented  # a policy at every step: segments anew, on the CPU
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class PixelMix(_Sources):
 class GridMix(PixelMix):
     "Two images on a grid (ChimeraMix+Grid without its generator)"
 
-    _settings, recordable = ("cells",), True
+    _settings, recordable = ("cells",), _once_segmented
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class GridMix(PixelMix):
 class SegMix(PixelMix):
     "Two images, a run of the second's segments shows the first (ChimeraMix+Seg, no generator)"
 
-    _settings, recordable = (), True
+    _settings, recordable = (), _once_segmented
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class SegMix(PixelMix):
 class NMix(PixelMix):
     "N images, each of their segments with probability 1/2 (HydraMix without its generator)"
 
-    _settings, recordable = ("n_images",), True
+    _settings, recordable = ("n_images",), _once_segmented
 
     def __init__(
         self,
@@ -218,7 +221,7 @@ class HydraMix(_Compositions):
 
     _settings = ("n_images", "views", "segment_noise", "reduce", "segment_size")
     _settings += ("seed", "match_colors")
-    recordable = True
+    recordable = _once_segmented
     _derived = ("_range", "trained", "generator", "images", "features", "maps", "moments")
 
     def __init__(
@@ -262,7 +265,7 @@ class ChimeraMix(HydraMix):
     "The predecessor: two images, a generator trained with mixing='segments' or 'grid'"
 
     _settings = ("views", "segment_noise", "reduce", "segment_size", "seed", "match_colors")
-    recordable = True
+    recordable = _once_segmented
 
     def __init__(
         self,

@@ -21,21 +21,21 @@ _MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 def _matrices(
-    operation,  # name of the operation, one of _MOVES
     m,  # magnitudes: slope, pixels or degrees, float64 [b]
     height,  # height of the images in pixels
     width,  # width of the images in pixels
-):  # a … f, float64 [b,2,3]
+):  # name of a move, or "" for none → a … f, float64 [b,2,3]
     "Where each position of the new image lies in the old one"
     one, zero, angle = torch.ones_like(m), torch.zeros_like(m), torch.deg2rad(m)
     numbers = {
+        "": (one, zero, zero, zero, one, zero),
         "ShearX": (one, m, m * height / 2, zero, one, zero),
         "ShearY": (one, zero, zero, m, one, m * width / 2),
         "TranslateX": (one, zero, -m.trunc(), zero, one, zero),
         "TranslateY": (one, zero, zero, zero, one, -m.trunc()),
         "Rotate": (angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero),
     }
-    return torch.stack(numbers[operation], 1).view(-1, 2, 3)
+    return {name: torch.stack(row, 1).view(-1, 2, 3) for name, row in numbers.items()}
 
 
 def _move(
@@ -131,7 +131,7 @@ _OPERATIONS = ("Identity", *_MOVES, *_COLORS)
 def _change(images, name, m):
     "All images under the same operation, with strengths m, float64 [b]"
     if name in _MOVES:
-        return _move(images, _matrices(name, m, *images.shape[-2:]))
+        return _move(images, _matrices(m, *images.shape[-2:])[name])
     return _COLORS[name](images, m)
 
 
@@ -149,18 +149,41 @@ def _operate(
     return out
 
 # %% ../nbs/29_policies.ipynb #29a11002
+def _move_blindly(images, magnitudes, chosen):
+    "All images by one resampling: those that drew a move by its matrix, the others as they are"
+    every = _matrices(magnitudes, *images.shape[-2:])
+    matrices = every[""]
+    for name in _MOVES:
+        matrices = torch.where(chosen[name][:, None, None], every[name], matrices)
+    return _move(images, matrices)
+
+
+def _blend_blindly(images, magnitudes, chosen):
+    "All images by one blend: with their greys, the mean of these, or black"
+    grey, column = _grey(images.float()), (-1, 1, 1, 1)
+    others = torch.where(chosen["Color"].view(column), grey, 0.0)
+    mean = grey.mean((1, 2, 3), keepdim=True)
+    return _blend(
+        images.float(), torch.where(chosen["Contrast"].view(column), mean, others), magnitudes
+    )
+
+
 def _operate_blindly(
     images,  # images, uint8 [B,C,H,W]
     operations,  # position of each image's operation in _OPERATIONS, int64 [B]
     magnitudes,  # strengths with their signs, float64 [B]
 ):  # images, uint8 [B,C,H,W]
     "The same as `_operate`, without asking which image drew what"
+    chosen = {name: operations == position for position, name in enumerate(_OPERATIONS)}
+    blends = ("Brightness", "Color", "Contrast")[:: 1 if images.shape[1] > 1 else 2]
     out = images
-    for position, name in enumerate(_OPERATIONS):
-        if name != "Identity":
-            chosen = operations == position
-            changed = _change(images, name, magnitudes * chosen)
-            out = torch.where(chosen.view(-1, 1, 1, 1), changed, out)
+    for names, change in ((_MOVES, _move_blindly), (blends, _blend_blindly)):
+        any_of = sum(chosen[name] for name in names).bool()
+        out = torch.where(any_of.view(-1, 1, 1, 1), change(images, magnitudes, chosen), out)
+    for name in _OPERATIONS:
+        if name not in ("Identity", *_MOVES, "Brightness", "Color", "Contrast"):
+            changed = _change(images, name, magnitudes * chosen[name])
+            out = torch.where(chosen[name].view(-1, 1, 1, 1), changed, out)
     return out
 
 # %% ../nbs/29_policies.ipynb #f05f81f4

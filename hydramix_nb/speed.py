@@ -15,26 +15,34 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 # %% ../nbs/06_speed.ipynb #5a5a7abf
 import torch
 
+# %% ../nbs/06_speed.ipynb #817104b0
+@cache
+def _stream(device, thread, use):
+    "A stream of a thread, for warm-ups or for recordings: each has memory of its own"
+    return torch.cuda.Stream(device)
+
+
+def _aside(use):
+    "The stream for that use, on the current device; what runs at the same time shares none"
+    return _stream(torch.cuda.current_device(), threading.get_ident(), use)
+
 # %% ../nbs/06_speed.ipynb #817104b1
-class Graph:
-    "A step on a GPU: run as it is for a few calls, then recorded, then replayed"
+class _Recording:
+    "A step's kernels, recorded and replayed"
 
-    def __init__(
-        self,
-        function,  # step from tensors to a dict of tensors; must not wait for the GPU
-        warm: int = 3,  # calls before it is recorded
-    ):
-        self.function, self.warm, self.graph = function, warm, None
+    def _record(self, inputs):
+        "Record without computing anything"
+        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=_aside("record")):
+            self.outputs = {k: v.detach() for k, v in self.function(*self.inputs).items()}
 
-    def __call__(self, *inputs):
-        if self.graph is None and self.warm:
-            return self._run_aside(*inputs)
+    def _replay(self, *inputs):
         if self.graph is None:
             self._record(inputs)
         for recorded, x in zip(self.inputs, inputs, strict=True):
@@ -42,21 +50,42 @@ class Graph:
         self.graph.replay()
         return {k: v.clone() for k, v in self.outputs.items()}
 
+    def drop(
+        self,
+        optimizers=(),  # those whose gradients lie in the recording's memory
+    ):
+        "Give the recording's memory back; another call begins anew"
+        self.warm, self.graph, self.inputs, self.outputs = self.calls, None, None, None
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+# %% ../nbs/06_speed.ipynb #817104b2
+class Graph(_Recording):
+    "A step on a GPU: run as it is for a few calls, then recorded, then replayed"
+
+    def __init__(
+        self,
+        function,  # step from tensors to a dict of tensors; must not wait for the GPU
+        warm: int = 3,  # calls before it is recorded
+    ):
+        self.function, self.calls, self.warm, self.graph = function, warm, warm, None
+
+    def __call__(self, *inputs):
+        with torch.cuda.device(inputs[0].device):
+            return self._run_aside(*inputs) if self.warm else self._replay(*inputs)
+
     def _run_aside(self, *inputs):
-        "One plain call, on a stream of its own"
+        "One plain call, on another stream"
         self.warm -= 1
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream, current = _aside("warm"), torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             out = self.function(*inputs)
         current.wait_stream(stream)
+        for v in out.values():
+            v.record_stream(current)
         return {k: v.detach() for k, v in out.items()}
-
-    def _record(self, inputs):
-        "Record without computing anything"
-        self.inputs, self.graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = {k: v.detach() for k, v in self.function(*self.inputs).items()}
 
 # %% ../nbs/06_speed.ipynb #5c01aa02
 def _is_recordable(
@@ -93,14 +122,38 @@ def _optimizer_options(
         options["capturable"] = True
     return options
 
+# %% ../nbs/06_speed.ipynb #4e789541
+def _by_type(ours, theirs):
+    "Pairs of lists of tensors, one for each type of number"
+    pairs = list(zip(ours, theirs, strict=True))
+    for dtype in {a.dtype for a, _ in pairs}:
+        yield [list(tensors) for tensors in zip(*(p for p in pairs if p[0].dtype == dtype))]
+
+
+@torch.no_grad()
+def _follow(
+    average,  # torch.optim.swa_utils.AveragedModel
+    network,  # network that it follows
+    decay: float,  # share of the past
+):
+    "One update of an exponential average of the weights; nothing waits for a GPU"
+    for means, new in _by_type(average.module.parameters(), network.parameters()):
+        if average.n_averaged:
+            torch._foreach_lerp_(means, new, 1 - decay)
+        else:
+            torch._foreach_copy_(means, new)
+    for copies, new in _by_type(average.module.buffers(), network.buffers()):
+        torch._foreach_copy_(copies, new)
+    average.n_averaged += 1
+
 # %% ../nbs/06_speed.ipynb #c7ffdf1c
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _USUAL = {_M_MMAP_MAX: 65536, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 _KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1}
-_users, _users_lock = [], threading.Lock()
+_users, _users_lock = 0, threading.Lock()
 
 
-@lru_cache(maxsize=1)
+@cache
 def _glibc():
     "The C library, if it is glibc and the environment does not set how it keeps memory"
     chosen = [name for name in os.environ if name.startswith("MALLOC_")]
@@ -122,17 +175,18 @@ def _keep_freed_memory(
     wanted: bool = True,  # False: nothing is changed
 ):  # whether freed memory is kept
     "Keep freed memory in the process for a block: no page faults for short-lived tensors"
+    global _users
     if not wanted or _glibc() is None:
         yield False
         return
     with _users_lock:
-        _users.append(threading.get_ident())
+        _users += 1
         kept = _set_malloc(_KEPT)
     try:
         yield kept
     finally:
         with _users_lock:
-            _users.pop()
+            _users -= 1
             if not _users:  # the last of several trainings in one process
                 _set_malloc(_USUAL)
                 _glibc().malloc_trim(0)
@@ -280,6 +334,16 @@ def _group_memory(folder, limit, used, cached):
     in_use = int((folder / used).read_text()) - int(stat[cached])
     return int((folder / limit).read_text()) - in_use
 
+# %% ../nbs/06_speed.ipynb #e1280ab0
+def _reserved_in_vain(device):
+    "Bytes that torch keeps for later; a recording's pool is for nothing else"
+    if torch.cuda.get_allocator_backend() != "native":  # another allocator lists no pools
+        return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    segments = (s for s in torch.cuda.memory_snapshot() if s["device"] == index)
+    usable = (s for s in segments if tuple(s["segment_pool_id"]) == (0, 0))
+    return sum(s["total_size"] - s["allocated_size"] for s in usable)
+
 
 def free_memory(
     device,  # device to ask
@@ -290,7 +354,7 @@ def free_memory(
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         share = total // int(os.environ.get("HYDRAMIX_TOGETHER", 1)) - reserved
-        return max(0, min(free, share)) + reserved - torch.cuda.memory_allocated(device)
+        return max(0, min(free, share)) + _reserved_in_vain(device)
     try:
         free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
     except (OSError, IndexError, ValueError):

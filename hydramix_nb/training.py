@@ -90,7 +90,7 @@ class _State:
     ):
         self.train, self.config, self.device = train, config, torch.device(train.device)
         self.steps_per_epoch, self.steps = epoch_steps(train, config)
-        self.networks, self.optimizers = {}, {}
+        self.networks, self.optimizers, self.graphs = {}, {}, {}  # graphs: recorded steps
         self.done, self.order, self.history = 0, None, []
         self.earlier_seconds, self.made = 0.0, time.monotonic()  # of calls that this continues
 
@@ -415,6 +415,8 @@ class _Log(_Record):
 
     def __exit__(self, *error):
         self.board.close()
+        for graph in self.training.graphs.values():
+            graph.drop(self.training.optimizers.values())
 
     def __call__(
         self,

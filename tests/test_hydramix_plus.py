@@ -2,6 +2,8 @@
 
 import functools
 import math
+from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -47,6 +49,60 @@ def clock(monkeypatch, slow, quick):
 def test_the_minutes_are_shared_out(minutes, steps, monkeypatch):
     clock(monkeypatch, 1.0, 0.35)
     assert hydramix_plus._budget(FEW, minutes, 0, None) == steps
+
+
+def test_a_gpu_is_waited_for_before_the_clock_starts(monkeypatch):
+    "Steps are only asked for; a loss that is read waits for all of them"
+    now, asked = [0.0], [0]
+
+    class Loss:
+        def __float__(self):
+            now[0], asked[0] = now[0] + asked[0], 0
+            return 0.0
+
+    def step():
+        asked[0] += 1
+        return dict(loss=Loss())
+
+    graph, lasts = Mock(), MagicMock()
+    busy = SimpleNamespace(device=torch.device("cuda"), step=step, around=lambda: lasts)
+    busy.graphs, busy.optimizers = dict(real=graph), dict(model=0)
+    monkeypatch.setattr(hydramix_plus.time, "perf_counter", lambda: now[0])
+    assert hydramix_plus._seconds_per_step(busy) == 1
+    graph.drop.assert_called_once()
+    lasts.__enter__.assert_called_once()
+
+
+@pytest.mark.parametrize(
+    "minutes, compiling, steps",
+    [
+        (1, 4, [64, 64]),  # (54 − 2·4) of 28.8 s at 0.36 s a step of both, twice as fast
+        (1, 24, [0, 17]),  # six seconds are left: too few for a generator
+        (0.2, 4, [0, 31]),  # no quarter of the steps: not compiled
+    ],
+)
+def test_on_a_gpu_the_plan_is_that_of_the_steps_that_are_trained(
+    minutes, compiling, steps, monkeypatch
+):
+    now = [0.0]
+
+    def seconds(state):
+        if isinstance(state, classifier.Training):
+            return 0.35
+        if "compiled" in state.speedups:
+            now[0] += compiling
+        return 0.37 if "compiled" in state.speedups else 1.0
+
+    monkeypatch.setattr(hydramix_plus, "_seconds_per_step", seconds)
+    monkeypatch.setattr(hydramix_plus, "_compiling", lambda device, steps: (True, ""))
+    monkeypatch.setattr(hydramix_plus.time, "perf_counter", lambda: now[0])
+    assert hydramix_plus._budget(FEW, minutes, 0, None) == steps
+    fit = Mock()
+    monkeypatch.setattr(gan, "fit", fit)
+    learn, _ = hydramix_plus._configs(FEW, 0)
+    for n in (1, 9, 10, 40):
+        hydramix_plus._generator(FEW, learn, n, None, None, False)
+    assert [call.kwargs["fast"] for call in fit.call_args_list] == [None, None, True, True]
 
 
 def test_it_says_how_to_repeat_it_and_repeats_it(capsys, monkeypatch):

@@ -479,7 +479,12 @@ def test_a_run_keeps_to_its_share_of_the_memory(monkeypatch):
     cuda = torch.cuda
     monkeypatch.setattr(cuda, "mem_get_info", lambda device: (900, 1000))
     monkeypatch.setattr(cuda, "memory_reserved", lambda device: 100)
-    monkeypatch.setattr(cuda, "memory_allocated", lambda device: 70)
+    others = dict(device=1, segment_pool_id=(0, 0), total_size=50, allocated_size=0)
+    ours = others | dict(device=0, total_size=60, allocated_size=30)
+    recorded = ours | dict(segment_pool_id=(0, 3), total_size=40, allocated_size=10)
+    monkeypatch.setattr(cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cuda, "memory_snapshot", lambda: [others, ours, recorded])
     assert speed.free_memory("cuda") == 900 + 30
     monkeypatch.setenv("HYDRAMIX_TOGETHER", "4")
     assert speed.free_memory("cuda") == 1000 // 4 - 100 + 30

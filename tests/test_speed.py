@@ -4,24 +4,29 @@ import copy
 import os
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim import swa_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hydramix_nb import baselines, classifier, composing, gan, policies, speed
+from hydramix_nb import baselines, classifier, composing, crops, gan, policies, speed
 from hydramix_nb.augmentations import CutMix, RandomErasing, cosine_loss
 from hydramix_nb.chains import Chain, Chance, OneOf
-from hydramix_nb.data import crop_flip, load_images
+from hydramix_nb.data import ImageSet, crop_flip, load_images
 from hydramix_nb.fast_generator import make_fast
 from hydramix_nb.generator import Generator, ResidualBlock
 from hydramix_nb.mixer import Mixer
 from hydramix_nb.mixing import HydraMix, MixUp, NMix, Pool
 from hydramix_nb.policies import Policy
-from hydramix_nb.training import _resume, _save, seeded
+from hydramix_nb.training import _resume, _save, run, seeded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDE = gan.Config(
@@ -42,7 +47,9 @@ def test():
 
 def losses(training, steps=4, seed=0):
     with seeded(seed, training.device):
-        return [{k: v.item() for k, v in training.step().items()} for _ in range(steps)]
+        found = [{k: v.item() for k, v in training.step().items()} for _ in range(steps)]
+        training.drawn_to = training.tensors().get("rng.cuda")  # where the random numbers are now
+    return found
 
 
 def generator_training(train, config, **options):
@@ -116,6 +123,12 @@ def test_chunks_from_free_memory(train, monkeypatch):
     monkeypatch.setattr(speed, "free_memory", lambda device: each / 2)
     with pytest.raises(MemoryError, match="lower image_size or features"):
         gan.fit(train, TINY, progress=False)
+
+
+def test_a_gpu_needs_no_memory_for_convolutions_that_only_a_cpu_has():
+    config = gan.Config()
+    (each, fixed), (there, besides) = (gan._step_bytes(config, 3, 50, d) for d in ("cpu", "cuda"))
+    assert there < 0.95 * each and besides <= fixed
 
 
 def test_estimate_covers_what_a_step_takes():
@@ -246,6 +259,25 @@ def classifier_training(train, test, mixer, **options):
     )
 
 
+@pytest.mark.parametrize(
+    "network", [lambda: classifier.network("wrn-10-1", 3, 2, 0.0), lambda: torch.nn.Linear(3, 2)]
+)
+def test_an_average_follows_as_torch_has_it_to_the_bit(network):
+    torch.manual_seed(0)
+    net = network()
+    rule = swa_utils.get_ema_multi_avg_fn(0.9)
+    ours, torchs = swa_utils.AveragedModel(net), swa_utils.AveragedModel(net, multi_avg_fn=rule)
+    with torch.no_grad():
+        for _ in range(4):
+            for x in (*net.parameters(), *net.buffers()):
+                x += torch.rand_like(x) if x.is_floating_point() else 1
+            speed._follow(ours, net, 0.9)
+            torchs.update_parameters(net)
+    assert ours.state_dict().keys() == torchs.state_dict().keys()
+    for name, x in torchs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], x), name
+
+
 @pytest.mark.parametrize("kind", ["baseline", "NMix", "HydraMix"])
 def test_classifier_step_on_cpu(train, test, kind):
     mixer = (
@@ -283,6 +315,8 @@ def test_what_can_be_recorded(train):
         Method(mixer=Chain(Chance(MixUp(train), 0.5))),
         Method(mixer=Chain(OneOf(MixUp(train), CutMix(train)))),
         Method(mixer=NMix(train, policy=policy)),
+        Method(mixer=HydraMix(gan.pretrained(), train[:4], policy=policy)),
+        Method(mixer=Chain(Chance(NMix(train, policy=policy), 0.5), crop_flip)),
         Method(transform=lambda x: x),
         Method(loss=lambda a, b: a.sum()),
         Method(network=lambda c, n: None),
@@ -388,11 +422,168 @@ def test_recorded_batches_neither_wait_nor_copy(name, train):
             assert images.device.type == "cuda" and images.shape == (6, *train.images.shape[1:])
 
 
+def test_partners_are_drawn_without_waiting_where_a_class_has_no_images(train):
+    few, labels = train[train.labels != 3], torch.tensor([0, 5])
+    few.same_class(labels, 2)  # makes the tables
+    with pytest.raises(ValueError, match="a class without images is asked for"):
+        few.same_class(labels - labels + 3, 2)
+    copied = copy.deepcopy([few, labels])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        few, labels = pretend(copied)
+        with Recording():
+            drawn = few.same_class(labels, 2)
+    assert drawn.shape == (2, 2)
+
+
 def test_pretended_recording_notices():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.rand(3, device="cuda").sum().item()
     with FakeTensorMode(), Recording(), pytest.raises(RuntimeError, match="copies from the CPU"):
         torch.rand(3).to("cuda")
+
+
+class Kernels(TorchDispatchMode):
+    "Counts operations that compute something"
+
+    run = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.run += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_round_of_a_policy_on_a_gpu_is_two_hundred_kernels_at_most():
+    images = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8)
+    operations, strengths = torch.arange(10), torch.full((10,), 0.3, dtype=torch.float64)
+    with Kernels() as found:
+        made = policies._operate_blindly(images, operations, strengths)
+    assert found.run <= 200
+    assert torch.equal(made, policies._operate(images, operations, strengths))
+
+
+class FromLists(TorchDispatchMode):
+    "Counts tensors that are made of Python's numbers, each of which is a copy to a GPU"
+
+    made = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.made += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_crops_copy_nothing_to_their_device_once_they_were_made():
+    images = torch.rand(2, 3, 24, 24)
+    config = crops.CropConfig(global_size=16, local_size=8, local_views=2)
+    crops.multi_crop(images, config)
+    with FromLists() as found:
+        crops.multi_crop(images, config)
+        assert found.made == 0
+        torch.tensor([1.0])
+        assert found.made == 1
+
+
+class Device:
+    "What a `Graph` asks of torch.cuda, written down: (call, device, stream)"
+
+    CUDAGraph = type("CUDAGraph", (), dict(replay=lambda self: None))
+
+    def __init__(self):
+        self.now, self.on, self.calls, self.made = torch.device("cuda:0"), "usual", [], []
+
+    @contextmanager
+    def device(self, device):
+        self.now, before = device, self.now
+        yield
+        self.now = before
+
+    @contextmanager
+    def stream(self, stream):
+        self.on, before = stream, self.on
+        yield
+        self.on = before
+
+    def graph(self, graph, stream):
+        return self.stream(stream)
+
+    def current_device(self):
+        return self.now.index
+
+    def current_stream(self):
+        return Mock()
+
+    def Stream(self, device):
+        self.made.append(device)
+        return Mock(name=f"{device}.{len(self.made)}")
+
+    def step(self, x):
+        self.calls.append((self.now, self.on))
+        return dict(loss=x)
+
+
+@pytest.fixture
+def pretended_gpus(monkeypatch):
+    gpus = Device()
+    for name in ("device stream graph CUDAGraph current_device current_stream Stream").split():
+        monkeypatch.setattr(torch.cuda, name, getattr(gpus, name))
+    speed._stream.cache_clear()
+    yield gpus
+    speed._stream.cache_clear()
+
+
+def test_a_graph_belongs_to_the_device_of_its_inputs(pretended_gpus):
+    x = MagicMock(device=torch.device("cuda:1"))
+    for graph in (speed.Graph(pretended_gpus.step), speed.Graph(pretended_gpus.step)):
+        for _ in range(5):
+            graph(x)
+    assert [device.index for device, _ in pretended_gpus.calls] == [1] * 8
+    assert pretended_gpus.now.index == 0 and pretended_gpus.on == "usual"
+
+
+def test_graphs_of_a_thread_share_a_stream_for_warm_ups_and_one_for_recordings(pretended_gpus):
+    def both():
+        for _ in range(2):
+            graph = speed.Graph(pretended_gpus.step)
+            for _ in range(4):
+                graph(MagicMock(device=torch.device("cuda:0")))
+
+    both()
+    streams = [stream for _, stream in pretended_gpus.calls]
+    warm, recorded = streams[0], streams[3]
+    assert warm is not recorded and streams == 2 * [warm, warm, warm, recorded]
+    with ThreadPoolExecutor(1) as other:
+        other.submit(both).result()
+    assert not {warm, recorded} & {stream for _, stream in pretended_gpus.calls[8:]}
+    assert pretended_gpus.made == [0] * 4
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_training_gives_the_memory_of_its_recordings_back(train, ends):
+    training = generator_training(train, TINY)
+    training.graphs["step"] = graph = speed.Graph(training._alternate)
+    graph.warm, graph.graph, graph.inputs, graph.outputs = 0, Mock(), [Mock()], [Mock()]
+    if not ends:
+        training.measure = Mock(side_effect=RuntimeError("power cut"))
+    with nullcontext() if ends else pytest.raises(RuntimeError, match="power cut"):
+        run(training, progress=False)
+    assert (graph.warm, graph.graph, graph.inputs, graph.outputs) == (3, None, None, None)
+    nets = training.networks.values()
+    assert all(p.grad is None for net in nets for p in net.parameters())
+
+
+def test_adam_does_not_warn_of_the_steps_before_it_is_recorded(train, monkeypatch):
+    adam = generator_training(train, TINY).optimizers["generator"]
+    check = getattr(adam, "_accelerator_graph_capture_health_check", None)
+    if check is None:
+        pytest.skip("an older torch, which asks CUDA itself")
+    adam.param_groups[0]["capturable"] = True
+    stream = Mock(is_capturing=lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda: stream)
+    with warnings.catch_warnings(action="error"):
+        check()
+    adam._warned_capturable_if_run_uncaptured = False
+    with pytest.warns(UserWarning, match="capturable"):
+        check()
 
 
 def test_classifier_too_large_for_memory(train, test, monkeypatch):
@@ -462,7 +653,8 @@ def test_recorded_generator_step(train):
     a, b = losses(recorded, 8), losses(launched, 8)
     close(a[:5], b[:5], 1e-3)
     close(a, b, 1e-2)
-    assert torch.equal(recorded.tensors()["rng.cuda"], launched.tensors()["rng.cuda"])
+    assert torch.equal(recorded.drawn_to, launched.drawn_to)
+    assert not torch.equal(recorded.drawn_to, recorded.tensors()["rng.cuda"])
 
 
 @pytest.mark.cuda
@@ -486,8 +678,12 @@ def test_recorded_classifier_step(name, train, test):
         assert "recorded step" in t.speedups
         t.speedups = [x for x in t.speedups if x != "bfloat16"]
     launched.model.load_state_dict(recorded.model.state_dict())
-    launched._graphs = None
-    close(losses(recorded, 12), losses(launched, 12), 1e-4)
+    launched.graphs = {}
+    a, b = losses(recorded, 12), losses(launched, 12)
+    close(a[:5], b[:5], 1e-4)
+    # sums of a GPU have no fixed order, and convolutions may be of 19 bits (TF32): what a step
+    # rounds otherwise, the next steps enlarge
+    close(a, b, 1e-3)
 
 
 @pytest.mark.cuda
@@ -530,14 +726,20 @@ def test_recorded_classifier_resumes_on_gpu(train, test, tmp_path, monkeypatch):
 
 @pytest.mark.cuda
 def test_judged_in_bfloat16_on_gpu(train):
-    "Within a tenth of a point of 32 bits"
-    test = load_images("toys", "test").to("cuda")
-    few = load_images("toys", few=(5, 0)).to("cuda")
-    config = classifier.profile("small", steps=100)
-    training = classifier.Training(few, classifier.Method(), config, test)
+    "Within a tenth of a point of 32 bits, on so many images that a few near a tie do not decide"
+    toys, test = load_images("toys").to("cuda"), load_images("toys", "test").to("cuda")
+    config = classifier.profile("small", steps=2000)  # with fewer, many images are near a tie
+    with seeded(0, "cuda"):
+        cropped = torch.cat([crop_flip(test.images) for _ in range(50)])
+        many = ImageSet(cropped, test.labels.repeat(50), test.classes)
+        training = classifier.Training(toys, classifier.Method(), config, many)
+        for _ in range(2000):
+            training.step()
     assert "bfloat16" in training.speedups
-    for _ in range(100):
-        training.step()
     half = training.measure()["accuracy"]
-    exact = classifier.evaluate(training.result(), test)[0]
-    assert half == pytest.approx(exact, abs=0.1)
+    model = training.result()
+    assert half == pytest.approx(classifier.evaluate(model, many)[0], abs=0.1)
+    exact = classifier.predict(model, cropped).argmax(1)
+    with speed._mixed_precision(training.speedups, "cuda"):
+        rounded = classifier.predict(model, cropped).argmax(1)
+    assert (exact == rounded).float().mean() > 0.99
