@@ -116,17 +116,19 @@ def _asked(steps):
 
 
 def _steps(train, minutes, steps, seed, folder, cache):
-    "Steps that were asked for, or that an earlier call planned in this folder, or that fit in"
-    if steps is not None:
-        return steps
+    "Steps that were asked for, or that an earlier call noted in this folder, or that fit in"
+    asked = dict(minutes=float(minutes)) if steps is None else dict(steps=steps)
+    asked |= dict(seed=seed, images=train.digest())
     plan = None if folder is None else folder / "plan.json"
-    wanted = dict(minutes=minutes, seed=seed, images=train.digest())
     known = (read_json(plan) if plan else None) or {}
-    if all(known.get(name) == value for name, value in wanted.items()):
-        return known["steps"]
-    found = _budget(train, minutes, seed, cache)
+    if known and (other := [name for name, value in asked.items() if known.get(name) != value]):
+        raise ValueError(
+            f"{folder} holds a training of other {', '.join(other)}, with "
+            f"steps={tuple(known['steps'])}: give what it was given, or another folder"
+        )
+    found = known.get("steps") or steps or _budget(train, minutes, seed, cache)
     if plan:
-        write_json(plan, wanted | dict(steps=found))
+        write_json(plan, asked | known | dict(steps=found))
     return found
 
 # %% ../nbs/33_hydramix_plus.ipynb #149f6acc
@@ -213,7 +215,7 @@ def fit(
     progress: bool = True,  # say what is done, with progress bars
 ) -> classifier.Result:  # with the network as `model`
     "Train the best classifier that we know how to train from a few images, in a stated time"
-    if not isinstance(minutes, Real) or not minutes > 0:
+    if not isinstance(minutes, Real) or not 0 < minutes < float("inf"):
         raise ValueError(f"minutes={minutes!r}: a number above 0; images to judge on are test=…")
     train, steps = load_images(train), None if steps is None else _asked(steps)
     test = None if test is None else load_images(test).to(train.device)

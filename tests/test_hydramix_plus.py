@@ -137,6 +137,11 @@ def test_a_folder_keeps_the_plan_and_goes_on(tmp_path, monkeypatch):
     found = hydramix_plus.fit(FEW, 0.5, folder=tmp_path, progress=False)
     assert found.config.steps == 20
     monkeypatch.undo()
+    noted = (tmp_path / "plan.json").read_bytes()
+    for other in (dict(minutes=0.6), dict(minutes=0.5, seed=1), dict(steps=(0, 20))):
+        with pytest.raises(ValueError, match="give what it was given, or another folder"):
+            hydramix_plus.fit(FEW, folder=tmp_path, progress=False, **other)
+    assert (tmp_path / "plan.json").read_bytes() == noted
 
 
 def test_what_was_trained_without_test_images_is_judged_later(tmp_path, monkeypatch):
@@ -216,12 +221,13 @@ def test_images_are_segmented_once_at_each_size(kept, how, tmp_path, monkeypatch
     "given, message",
     [
         (dict(minutes="10"), "minutes='10': a number above 0"),
+        (dict(minutes=float("inf")), "minutes=inf: a number above 0"),
         (dict(minutes=FEW), "images to judge on are test="),
         (dict(steps=100), "steps=100: .steps of the generator, of the classifier"),
         (dict(steps=(2, None)), "steps=.2, None.: .steps of the generator"),
         (dict(folder="taken"), "taken is a file"),
     ],
-    ids=["text", "test set", "one number", "no classifier", "file"],
+    ids=["text", "no end", "test set", "one number", "no classifier", "file"],
 )
 def test_arguments_of_another_kind_are_said(given, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
