@@ -142,16 +142,17 @@ def _class_files(path):
     if not listed:
         raise ValueError(f"{path} has no class folders; expected a folder of images for each class")
     classes = {}
-    for folder, name in listed:
+    for folder, name in dict.fromkeys(listed):
         there = (path / folder).is_dir()
         for deeper in _entries(path / folder, True) if there else ():
             raise ValueError(
                 f"{deeper} is a folder inside a class folder; "
                 "images lie directly in the folder of their class"
             )
-        classes[name] = _entries(path / folder, False) if there else []
-        if there and not classes[name]:
+        files = _entries(path / folder, False) if there else []
+        if there and not files:
             raise ValueError(f"class folder {path / folder} has no images")
+        classes.setdefault(name, []).extend(files)
     return classes
 
 
