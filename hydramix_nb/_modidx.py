@@ -796,6 +796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._entries': ('own_images.html#_entries', 'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._fit_square': ('own_images.html#_fit_square', 'hydramix_nb/own_images.py'),
+                                        'hydramix_nb.own_images._is_litter': ('own_images.html#_is_litter', 'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._labelled_npz': ( 'own_images.html#_labelled_npz',
                                                                                   'hydramix_nb/own_images.py'),
                                         'hydramix_nb.own_images._listed_classes': ( 'own_images.html#_listed_classes',

@@ -113,12 +113,15 @@ def _fit_square(
     return square.round().clamp_(0, 255).to(torch.uint8).contiguous()
 
 # %% ../nbs/01_own_images.ipynb #a1c0f014
+def _is_litter(name):
+    "Whether a file or folder is hidden, or left by an operating system"
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
 def _entries(path, folders):
-    "Folders, or files, in a folder, sorted; hidden ones do not count"
-    litter = ("thumbs.db", "desktop.ini")
+    "Folders, or files, in a folder, sorted; litter does not count"
     with os.scandir(path) as found:  # says what is a folder without a look at each file
-        shown = [e for e in found if not e.name.startswith(".") and e.name.lower() not in litter]
-        names = sorted(e.name for e in shown if e.is_dir() == folders)
+        names = sorted(e.name for e in found if not _is_litter(e.name) and e.is_dir() == folders)
     return [path / name for name in names]
 
 

@@ -183,15 +183,15 @@ _MANY_FILES = 20_000  # in a larger folder, sizes stand for contents
 
 
 def _content_digest(place, kept):
-    "Digest of a file, or of all files in a folder but hidden ones; wherever they lie, the same"
+    "Digest of a file, or of all files in a folder but litter; wherever they lie, the same"
+    from hydramix_nb.own_images import _is_litter
+
     if not place.exists():
         raise FileNotFoundError(place)
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    sha = hashlib.sha256()
+    files = [p for p in files if not any(map(_is_litter, p.relative_to(place).parts))]
+    sha, many = hashlib.sha256(), len(files) > _MANY_FILES
     for file in files:
-        if file.name.startswith(".") and file != place:
-            continue
-        many = len(files) > _MANY_FILES
         content = file.stat().st_size if many else _file_digest(file.absolute(), kept)
         sha.update(f"{file.relative_to(place).as_posix()} {content}\n".encode())
     return sha.hexdigest()[:16]

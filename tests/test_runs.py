@@ -335,6 +335,19 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     assert not read
 
 
+def test_litter_among_the_images_does_not_change_their_digest(tmp_path):
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    assert runs._content_digest(tmp_path, {}) == "862969ce481ddf65", "as earlier versions have it"
+    for name in (".cache/x.lock", ".git/a/b", "cat/.1.png", "cat/Thumbs.db", "desktop.ini"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("litter")
+    assert runs._content_digest(tmp_path, {}) == "862969ce481ddf65"
+    (tmp_path / ".cache").rename(tmp_path / "cache")
+    assert runs._content_digest(tmp_path, {}) != "862969ce481ddf65"
+
+
 @pytest.fixture
 def no_kernels(monkeypatch):
     "Notebooks are executed in this process, cell by cell"
