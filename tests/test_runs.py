@@ -849,6 +849,44 @@ def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path, monkeyp
     assert len(trainings) == 3 and "a generator of other code" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("killed", ["before its report", "before its note"])
+def test_a_shared_generator_killed_at_its_end_goes_on(killed, tmp_path, monkeypatch, capsys):
+    from hydramix_nb.data import load_images
+
+    train, config, wrote = load_images("toys", size=16).few_shot(2, 0), gan.profile("tiny"), []
+
+    def finish(training, folder, finish=gan.Training.finish):
+        finish(training, folder)
+        wrote.append(folder)
+        if killed == "before its report":
+            raise KeyboardInterrupt
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gan.Training, "finish", finish)
+    if killed == "before its note":
+        monkeypatch.setattr(runs, "write_json", kill)
+    with pytest.raises(KeyboardInterrupt):
+        runs.shared_generator(train, config, tmp_path, progress=False)
+    (place,) = (file.parent for file in tmp_path.glob("*/generator.safetensors"))
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        gan.Trained, "save", kill if killed == "before its note" else gan.Trained.save
+    )
+    _, seconds = runs.shared_generator(train, config, tmp_path, progress=False)
+    assert seconds > 0 and {file.name for file in place.glob("generator.*")} == {
+        "generator.json",
+        "generator.safetensors",
+    }
+    assert not (place / "checkpoint.safetensors").exists()
+    assert runs.shared_generator(train, config, tmp_path, progress=False)[1] == 0
+    assert "of other code" not in capsys.readouterr().out
+    (place / "generator.safetensors").unlink()  # a note alone is no generator
+    monkeypatch.undo()
+    assert runs.shared_generator(train, config, tmp_path, progress=False)[1] > 0
+
+
 # what cannot be is refused by the plan
 
 
