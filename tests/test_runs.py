@@ -705,6 +705,32 @@ def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("name", ["result.json", "error.json", "data.json", "code.json"])
+def test_a_sweep_names_a_damaged_file_and_does_the_rest(name, tmp_path, no_kernels, capsys):
+    "In words, with the way out; --retry does not remove what may be a result"
+    toy(tmp_path)
+    runs_of = [dict(x=3), dict(x=4), dict(x=5)]
+    tasks = sweeps.plan(tmp_path / "toy.ipynb", runs_of, tmp_path / "runs")
+    sweeps.sweep(tasks[:2], progress=False)
+    damaged = tasks[0].folder / name
+    if name == "error.json":
+        (tasks[0].folder / "result.json").unlink()
+    damaged.write_bytes(b'{"accuracy": 3\xff')
+    tasks = sweeps.plan(tmp_path / "toy.ipynb", runs_of, tmp_path / "runs", retry=True)
+    said, outcomes = sweeps.summary(tasks), sweeps.sweep(tasks, progress=False)
+    assert [o.state for o in outcomes[1:]] == ["done", "done"]
+    status = tables._report_end(outcomes, tmp_path)
+    if name == "code.json":
+        assert outcomes[0].state == "done" and "3 runs: 2 done, 1 left, 0 failed" in said
+        return
+    assert status == 1 and "3 runs: 1 done, 1 left, 1 failed" in said
+    for text in (said, capsys.readouterr().out):
+        assert f"{damaged} is not whole" in text and "remove it" in text
+        assert "--retry" not in text
+    damaged.unlink()
+    assert [o.state for o in sweeps.sweep(tasks, progress=False)] == ["done"] * 3
+
+
 def test_status_1_if_a_run_fails(tmp_path, command, quick_kernels):
     done = command(
         "table_1",
