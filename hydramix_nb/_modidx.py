@@ -630,6 +630,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hydramix_nb.identity._fits': ('identity.html#_fits', 'hydramix_nb/identity.py'),
                                       'hydramix_nb.identity._function': ('identity.html#_function', 'hydramix_nb/identity.py'),
                                       'hydramix_nb.identity._global_names': ('identity.html#_global_names', 'hydramix_nb/identity.py'),
+                                      'hydramix_nb.identity._held': ('identity.html#_held', 'hydramix_nb/identity.py'),
                                       'hydramix_nb.identity._is_library': ('identity.html#_is_library', 'hydramix_nb/identity.py'),
                                       'hydramix_nb.identity._list': ('identity.html#_list', 'hydramix_nb/identity.py'),
                                       'hydramix_nb.identity._method': ('identity.html#_method', 'hydramix_nb/identity.py'),

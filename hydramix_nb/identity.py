@@ -135,6 +135,18 @@ def _set(walk, x):
 def _list(walk, x):
     return [walk(value) for value in x]
 
+
+def _held(look):
+    "The look at a container; where its class comes with no library, beside class and attributes"
+
+    def look_at(walk, x):
+        items = look(walk, x)
+        if _is_library(type(x).__module__):
+            return items
+        return {"": walk(type(x)), "items": items, "attributes": _state(walk, x)}
+
+    return look_at
+
 # %% ../nbs/05_identity.ipynb #3ad44df5
 def _function(walk, f):
     library = _is_library(f.__module__, f.__code__.co_filename)
@@ -233,8 +245,9 @@ def _state(walk, x):
         return _dict(walk, x.made_of())
     kind = type(x)
     if not _is_library(kind.__module__):
-        slots = [s for c in kind.__mro__ for s in vars(c).get("__slots__", ()) if hasattr(x, s)]
-        return _dict(walk, getattr(x, "__dict__", {}) | {s: getattr(x, s) for s in slots})
+        state = object.__getstate__(x)  # attributes, or a pair of these and slots
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        return _dict(walk, (attributes or {}) | (slots or {}))
     try:
         parts = x.__reduce_ex__(4)
     except Exception:
@@ -254,10 +267,10 @@ _SLOTS = (
     types.MemberDescriptorType,
 )
 _LOOKS = [
-    ((list, tuple), _list),
-    (dict, _dict),
-    ((set, frozenset), _set),
-    ((bytes, bytearray), lambda walk, x: _digest(x)),
+    ((list, tuple), _held(_list)),
+    (dict, _held(_dict)),
+    ((set, frozenset), _held(_set)),
+    ((bytes, bytearray), _held(lambda walk, x: _digest(x))),
     (ImageSet, lambda walk, x: x.digest()),
     (torch.Tensor, _tensor),
     (np.ndarray, _array),
