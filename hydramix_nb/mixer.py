@@ -107,9 +107,9 @@ class _Described:
         if "config" in settings:
             settings["config"] = asdict(settings["config"])
         if self.policy is not None:
-            if not hasattr(self.policy, "name"):
+            if not all(hasattr(self.policy, part) for part in ("name", "size")):
                 raise TypeError(f"{self.policy!r} cannot be saved: only a `policies.Policy` can")
-            settings["policy"] = self.policy.name
+            settings["policy"] = dict(name=self.policy.name, size=self.policy.size)
         return dict(name=type(self).__name__, settings=settings, mean=self.mean, std=self.std)
 
 # %% ../nbs/28_mixer.ipynb #069d3cdc
