@@ -1312,6 +1312,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'hydramix_nb/trained_generator.py'),
                                                'hydramix_nb.trained_generator.Trained': ( 'trained_generator.html#trained',
                                                                                           'hydramix_nb/trained_generator.py'),
+                                               'hydramix_nb.trained_generator.Trained._contents': ( 'trained_generator.html#trained._contents',
+                                                                                                    'hydramix_nb/trained_generator.py'),
                                                'hydramix_nb.trained_generator.Trained.game_over': ( 'trained_generator.html#trained.game_over',
                                                                                                     'hydramix_nb/trained_generator.py'),
                                                'hydramix_nb.trained_generator.Trained.report': ( 'trained_generator.html#trained.report',

@@ -8,13 +8,12 @@ __all__ = []
 # %% ../nbs/63_archives.ipynb #63a00004
 import argparse
 import json
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/63_archives.ipynb #63a00005
-from .files import atomic_write, read_json, read_tensors, write_tensors
+from .files import atomic_write, read_json, read_tensors
 
 # %% ../nbs/63_archives.ipynb #63a00008
 _GENERATORS = "generators/*/generator.safetensors"
@@ -47,11 +46,11 @@ def _images_in_folder(out):
 def _half(path):
     "The bytes of a generator's file with its weights in half precision"
     import torch
+    from safetensors.torch import save
 
     tensors, header = read_tensors(path, "generator")
     half = {k: v.half() if v.dtype == torch.float32 else v for k, v in tensors.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        return write_tensors(Path(folder) / path.name, half, header).read_bytes()
+    return save(half, metadata=header)
 
 # %% ../nbs/63_archives.ipynb #63a00011
 class _Archive:

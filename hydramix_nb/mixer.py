@@ -8,7 +8,6 @@ __all__ = ['Mixer']
 # %% ../nbs/28_mixer.ipynb #482c36e9
 import copy
 import json
-import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from . import __version__
 from .composing import _check_square
 from .data import ImageSet
-from .files import read_tensors, write_tensors
+from .files import write_tensors
 
 # %% ../nbs/28_mixer.ipynb #60a48636
 class _Range:
@@ -142,9 +141,7 @@ class _Kept(_Described):
         path = path / "mixer.safetensors" if path.is_dir() else path
         header = dict(kind="mixer", version=__version__)
         if self.trained is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                file = self.trained.save(Path(folder) / "generator.safetensors")
-                tensors, header = read_tensors(file, "generator")
+            tensors, header = self.trained._contents()
         return write_tensors(path, tensors, header | dict(mixer=json.dumps(self._spec())))
 
 # %% ../nbs/28_mixer.ipynb #92d399f8

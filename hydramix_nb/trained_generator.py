@@ -171,12 +171,8 @@ class Trained:
         "Is it any good for these images? Reconstructions, segments, compositions, the game"
         return _Report(self, train, match_colors=match_colors, seed=seed)
 
-    def save(
-        self,
-        path,  # file to write; in an existing folder, generator.safetensors
-        dtype: torch.dtype | None = None,  # dtype of the weights in the file; None: as they are
-    ) -> Path:  # path of the file
-        "Write weights as safetensors, everything else as JSON in the header; atomically"
+    def _contents(self, dtype=None):
+        "Weights, and everything else as the header of a file"
         weights = {k: v.to(dtype or v.dtype) for k, v in self.generator.state_dict().items()}
         header = dict(
             kind="generator",
@@ -188,7 +184,15 @@ class Trained:
             game_over=json.dumps(self.game_over),
             card=self.card,
         )
-        return write_tensors(_weights_path(path), weights, header)
+        return weights, header
+
+    def save(
+        self,
+        path,  # file to write; in an existing folder, generator.safetensors
+        dtype: torch.dtype | None = None,  # dtype of the weights in the file; None: as they are
+    ) -> Path:  # path of the file
+        "Write weights as safetensors, everything else as JSON in the header; atomically"
+        return write_tensors(_weights_path(path), *self._contents(dtype))
 
 # %% ../nbs/25_trained_generator.ipynb #25b00022
 def _weights_path(path):
