@@ -108,7 +108,7 @@ def _check_names(names, path):
     "ValueError for a member that would be unpacked outside of the folder"
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        if name.startswith(("/", "\\")) or ".." in parts or ":" in "".join(parts[:1]):
             raise ValueError(f"{path}: {name!r} leads out of the folder; this is no packed sweep")
 
 
@@ -118,10 +118,11 @@ def _read_archive(path, experiment):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             _check_names(names, path)
-            parts = [PurePosixPath(name).parts for name in sorted(names)]
-            runs = [p[1] for p in parts if len(p) == 3 and p[::2] == (experiment, "result.json")]
+            parts = {name: PurePosixPath(name).parts for name in sorted(names)}
             return {
-                run: json.loads(archive.read(f"{experiment}/{run}/result.json")) for run in runs
+                p[1]: json.loads(archive.read(name))
+                for name, p in parts.items()
+                if len(p) == 3 and p[::2] == (experiment, "result.json")
             }
     except (zipfile.BadZipFile, EOFError, zlib.error, json.JSONDecodeError) as e:
         raise ValueError(
