@@ -6,6 +6,7 @@
 __all__ = ['DINO_METHODS', 'Config', 'profile', 'backbone', 'fit', 'linear_probe']
 
 # %% ../nbs/56_selfsupervised.ipynb #13cc4e79
+import functools
 import math
 import warnings
 from dataclasses import asdict, dataclass
@@ -135,6 +136,7 @@ def backbone(
     return net, last.in_features
 
 # %% ../nbs/56_selfsupervised.ipynb #78437bf6
+@functools.cache  # a block that ignores warnings makes all of them appear once more
 def _lightly():
     "The parts of the package `lightly`; ImportError names the extra that is missing"
     try:
