@@ -332,3 +332,26 @@ def _check_types(config):
         if not any(_fits(value, kind) for kind in kinds):
             names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in kinds)
             raise ValueError(f"{field.name}={value!r}: {names} is needed")
+
+# %% ../nbs/05_identity.ipynb #d09a1c7e
+def _check_ranges(
+    config,  # settings
+    positive: str = "",  # names of fields that are more than 0
+    not_negative: str = "",  # names of fields that are 0 or more
+    shares: str = "",  # names of fields from 0 to 1
+    below_one: str = "",  # names of fields from 0 to below 1
+):
+    "ValueError for a field, or a number in one, out of its range, and for `steps` below 1"
+    ranges = (
+        (positive, lambda x: x > 0, "must be more than 0"),
+        (not_negative, lambda x: x >= 0, "must not be less than 0"),
+        (shares, lambda x: 0 <= x <= 1, "from 0 to 1"),
+        (below_one, lambda x: 0 <= x < 1, "from 0 to below 1"),
+        ("steps", lambda x: x >= 1, "1 or more, or None to count in epochs"),
+    )
+    for names, fits, said in ranges:
+        for name in names.split():
+            value = getattr(config, name, None)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(x is None or fits(x) for x in numbers):
+                raise ValueError(f"{name}={value}: {said}")

@@ -21,7 +21,7 @@ from . import classifier, training
 from .composing import _check_square
 from .crops import CropConfig, multi_crop
 from .data import ImageSet, to_float
-from .identity import _warn_of_reuse, describe
+from .identity import _check_ranges, _warn_of_reuse, describe
 from .training import _from_profile, seeded, settings_text
 
 # %% ../nbs/56_selfsupervised.ipynb #1ce62fde
@@ -63,30 +63,22 @@ class Config(CropConfig, _Schedules):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_ranges(self)
+        _check_settings(self)
 
 # %% ../nbs/56_selfsupervised.ipynb #56bb0001
-def _check_ranges(config):
+def _check_settings(config):
     "ValueError for a setting that makes no sense"
-    positive = (
-        "dimensions hidden bottleneck epochs samples_per_epoch lr clip "
-        "student_temp warmup_temp teacher_temp"
+    _check_ranges(
+        config,
+        positive="dimensions hidden bottleneck epochs samples_per_epoch lr clip "
+        "student_temp warmup_temp teacher_temp",
+        not_negative="weight_decay weight_decay_end min_lr",
+        shares="warmup freeze momentum temp_warmup center_momentum p_gen",
     )
-    for name in positive.split():
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name}={getattr(config, name)}: must be more than 0")
-    for name in ("weight_decay", "weight_decay_end", "min_lr"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name}={getattr(config, name)}: must not be less than 0")
-    for name in ("warmup", "freeze", "momentum", "temp_warmup", "center_momentum", "p_gen"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name}={getattr(config, name)}: from 0 to 1")
     if config.batch_size < 2:
         raise ValueError(f"batch_size={config.batch_size}: 2 or more, for batch normalisation")
     if config.optimizer not in ("sgd", "adamw"):
         raise ValueError(f"optimizer={config.optimizer!r}: sgd or adamw")
-    if config.steps is not None and config.steps < 1:
-        raise ValueError(f"steps={config.steps}: 1 or more, or None to count in epochs")
 
 # %% ../nbs/56_selfsupervised.ipynb #c6869807
 def profile(
