@@ -57,6 +57,7 @@ class Config:
             self,
             positive="min_size proposals batch_size epochs samples_per_epoch lr evaluations",
             not_negative="weight_decay warmup gamma score",
+            shares="milestones",
             below_one="momentum",
         )
 

@@ -354,4 +354,5 @@ def _check_ranges(
             value = getattr(config, name, None)
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(x is None or fits(x) for x in numbers):
-                raise ValueError(f"{name}={value}: {said}")
+                hint = "; epoch 60 of 200 is 0.3" if name == "milestones" else ""
+                raise ValueError(f"{name}={value}: {said}{hint}")

@@ -37,7 +37,9 @@ def _check_sizes(config):
     _check_ranges(
         config,
         positive="batch_size epochs samples_per_epoch features discriminator_features lr",
-        not_negative="encoder_blocks decoder_blocks weight_decay gamma",
+        not_negative="encoder_blocks decoder_blocks weight_decay gamma "
+        "alpha_rec alpha_per alpha_disc",
+        shares="milestones",
     )
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise ValueError(f"betas={config.betas}: two numbers from 0 to below 1, see torch's Adam")
