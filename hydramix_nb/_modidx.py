@@ -1366,6 +1366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hydramix_nb/training.py'),
                                       'hydramix_nb.training._Losses.add': ('training.html#_losses.add', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training._Losses.look': ('training.html#_losses.look', 'hydramix_nb/training.py'),
+                                      'hydramix_nb.training._OtherTraining': ('training.html#_othertraining', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training._Plan': ('training.html#_plan', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training._Plan.__init__': ('training.html#_plan.__init__', 'hydramix_nb/training.py'),
                                       'hydramix_nb.training._Plan.checkpoint_due': ( 'training.html#_plan.checkpoint_due',

@@ -223,7 +223,7 @@ def _try_run(task, executed, pending):
                 "the notebook ended without a result: "
                 f"it has to write {pending.name}, the parameter `result`, into `out`"
             )
-        refused = "belongs to another training" in getattr(error, "evalue", "")
+        refused = getattr(error, "ename", "") == "_OtherTraining"
         others = list(task.folder.rglob("checkpoint.safetensors")) if refused else []
         for checkpoint in others:
             os.replace(checkpoint, checkpoint.with_name("superseded.safetensors"))

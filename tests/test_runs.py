@@ -355,7 +355,11 @@ def no_kernels(monkeypatch):
     def execute(notebook, output, parameters, *_):
         space = {}
         for cell in nbformat.reads(notebook, 4).cells:
-            exec(cell.source, space)
+            try:
+                exec(cell.source, space)
+            except Exception as e:
+                e.ename, e.evalue = type(e).__name__, str(e)  # as papermill has them
+                raise
             space |= parameters if "parameters" in cell.metadata.get("tags", []) else {}
         Path(output).write_text(notebook)
 
@@ -399,20 +403,30 @@ def test_a_checkpoint_of_another_training_is_set_aside_and_the_run_begins_anew(
     tmp_path, no_kernels
 ):
     "Of several, its mixer's among them, all are"
-    work = """class Other(ValueError):
-    ename, evalue = "ValueError", "checkpoint belongs to another training (other images)"
-if list(pathlib.Path(out).rglob("checkpoint.safetensors")):
-    raise Other
+    work = """from hydramix_nb.training import _checkpoint_header
+for checkpoint in pathlib.Path(out).rglob("checkpoint.safetensors"):
+    _checkpoint_header(checkpoint, '{"images": "these"}')
 value = x ** 2"""
     (task,) = sweeps.plan(toy(tmp_path, work), [dict(x=3)], tmp_path / "runs")
     places = [task.folder / name for name in (".", "mixer/teacher", "mixer/pool")]
     for place in places:
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "checkpoint.safetensors").write_text("of other images")
+        header = dict(kind="checkpoint", settings='{"images": "others"}')
+        files.write_tensors(place / "checkpoint.safetensors", {}, header)
     (outcome,) = sweeps.sweep([task], progress=False)
     assert outcome.result == dict(value=9.0), outcome.error
     for place in places:
-        assert (place / "superseded.safetensors").read_text() == "of other images"
+        assert files._read_header(place / "superseded.safetensors") == header
+        assert not (place / "checkpoint.safetensors").exists()
+
+
+def test_an_error_in_like_words_leaves_the_checkpoint_alone(tmp_path, no_kernels):
+    work = "raise ValueError('image 3 belongs to another training set')"
+    (task,) = sweeps.plan(toy(tmp_path, work), [dict(x=3)], tmp_path / "runs")
+    task.folder.mkdir(parents=True)
+    (task.folder / "checkpoint.safetensors").write_text("of this very run")
+    (outcome,) = sweeps.sweep([task], progress=False)
+    assert outcome.state == "failed" and "image 3" in outcome.error
+    assert (task.folder / "checkpoint.safetensors").read_text() == "of this very run"
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"/x": 3}', '{"/x": [1, 2, 3, 4]}'])
