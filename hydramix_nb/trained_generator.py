@@ -172,17 +172,10 @@ class Trained:
     def _contents(self, dtype=None):
         "Weights, and everything else as the header of a file"
         weights = {k: v.to(dtype or v.dtype) for k, v in self.generator.state_dict().items()}
-        header = dict(
-            kind="generator",
-            version=__version__,
-            config=json.dumps(asdict(self.config)),
-            classes=json.dumps(self.classes),
-            in_channels=str(self.generator.in_channels),
-            history=json.dumps(self.history),
-            game_over=json.dumps(self.game_over),
-            card=self.card,
-        )
-        return weights, header
+        said = dict(config=asdict(self.config), classes=self.classes, history=self.history)
+        said |= dict(in_channels=self.generator.in_channels, game_over=self.game_over)
+        header = dict(kind="generator", version=__version__, card=self.card)
+        return weights, header | {name: json.dumps(value) for name, value in said.items()}
 
     def save(
         self,
