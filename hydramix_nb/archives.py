@@ -8,13 +8,12 @@ __all__ = []
 # %% ../nbs/63_archives.ipynb #63a00004
 import argparse
 import json
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/63_archives.ipynb #63a00005
-from .files import atomic_write, read_json, read_tensors, write_tensors
+from .files import atomic_write, read_json, read_tensors
 
 # %% ../nbs/63_archives.ipynb #63a00008
 _GENERATORS = "generators/*/generator.safetensors"
@@ -47,11 +46,11 @@ def _images_in_folder(out):
 def _half(path):
     "The bytes of a generator's file with its weights in half precision"
     import torch
+    from safetensors.torch import save
 
     tensors, header = read_tensors(path, "generator")
     half = {k: v.half() if v.dtype == torch.float32 else v for k, v in tensors.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        return write_tensors(Path(folder) / path.name, half, header).read_bytes()
+    return save(half, metadata=header)
 
 # %% ../nbs/63_archives.ipynb #63a00011
 class _Archive:
@@ -109,7 +108,7 @@ def _check_names(names, path):
     "ValueError for a member that would be unpacked outside of the folder"
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        if name.startswith(("/", "\\")) or ".." in parts or ":" in "".join(parts[:1]):
             raise ValueError(f"{path}: {name!r} leads out of the folder; this is no packed sweep")
 
 
@@ -119,10 +118,11 @@ def _read_archive(path, experiment):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             _check_names(names, path)
-            parts = [PurePosixPath(name).parts for name in sorted(names)]
-            runs = [p[1] for p in parts if len(p) == 3 and p[::2] == (experiment, "result.json")]
+            parts = {name: PurePosixPath(name).parts for name in sorted(names)}
             return {
-                run: json.loads(archive.read(f"{experiment}/{run}/result.json")) for run in runs
+                p[1]: json.loads(archive.read(name))
+                for name, p in parts.items()
+                if len(p) == 3 and p[::2] == (experiment, "result.json")
             }
     except (zipfile.BadZipFile, EOFError, zlib.error, json.JSONDecodeError) as e:
         raise ValueError(

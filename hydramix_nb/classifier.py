@@ -21,7 +21,7 @@ from torch.optim import swa_utils
 from . import training
 from .chains import Chain, Chance, _mixers, _mixes_labels
 from .data import ImageSet, crop_flip, load_images, to_float
-from .identity import _check_types, describe, _warn_of_reuse
+from .identity import _check_ranges, _check_types, describe, _warn_of_reuse
 from .mixer import _check_classes, _check_loop
 from .networks import network
 from hydramix_nb.speed import (
@@ -61,16 +61,12 @@ class Config:
 
     def __post_init__(self):
         _check_types(self)
-        for name in ("batch_size", "epochs", "samples_per_epoch", "lr", "evaluations"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
-        for name in ("dropout", "momentum", "average", "clean_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: from 0 to below 1")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: 0 or more")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+        _check_ranges(
+            self,
+            positive="batch_size epochs samples_per_epoch lr evaluations",
+            not_negative="weight_decay",
+            below_one="dropout momentum average clean_share",
+        )
 
 # %% ../nbs/32_classifier.ipynb #5f969896
 def profile(

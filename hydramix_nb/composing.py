@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/12_composing.ipynb #0b72551c
 from .data import crop_flip, to_float
-from .identity import _check_types
+from .identity import _check_ranges, _check_types
 from .masks import downsample, grid_mask, hydra_mask, noisy_segments, pair_mask, segment
 
 # %% ../nbs/12_composing.ipynb #611050a1
@@ -48,12 +48,7 @@ class Config:
                 f"n_images={self.n_images} with mixing={self.mixing!r}: "
                 "1 or more, and exactly 2 with 'segments'"
             )
-        for name in ("image_size", "segment_scale", "cells", "segment_size"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value}: must be more than 0")
-        if self.min_size < 0:
-            raise ValueError(f"min_size={self.min_size}: must not be less than 0")
+        _check_ranges(self, "image_size segment_scale cells segment_size", "min_size")
         if not 0 <= self.segment_noise <= 1:
             raise ValueError(f"segment_noise={self.segment_noise}: a probability, 0…1")
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import __version__, training
 from .backbones import backbone_file, _feature_pyramid
 from .files import read_tensors, write_tensors
-from .identity import _check_types, _warn_of_reuse, describe
+from .identity import _check_ranges, _check_types, _warn_of_reuse, describe
 from .scene_mixing import SceneMix
 from .scenes import Scenes
 from .speed import check_memory
@@ -53,17 +53,13 @@ class Config:
     def __post_init__(self):
         _check_types(self)
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        positive = "min_size proposals batch_size epochs samples_per_epoch lr evaluations".split()
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be more than 0")
-        for name in ("weight_decay", "warmup", "gamma", "score"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be less than 0")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum}: from 0 to below 1")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: 1 or more, or None to count in epochs")
+        _check_ranges(
+            self,
+            positive="min_size proposals batch_size epochs samples_per_epoch lr evaluations",
+            not_negative="weight_decay warmup gamma score",
+            shares="milestones",
+            below_one="momentum",
+        )
 
 # %% ../nbs/54_detection.ipynb #54bb0001
 def profile(

@@ -18,7 +18,7 @@ import torch
 from .data import ImageSet, crop_flip, to_float, to_uint8
 from .files import tensor_digest
 from .image_folders import folder_name
-from .mixing import Mixer
+from .mixer import Mixer
 from .own_images import read_image
 
 # %% ../nbs/37_diffusemix.ipynb #23c125ae

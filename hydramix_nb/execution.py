@@ -108,6 +108,7 @@ class _Outcome:
     error: str = ""  # last line of what went wrong, or who is at it
     folder: str = ""  # folder of the run
     new: bool = False  # done or failed just now, not before
+    damaged: bool = False  # failed because a file of the run is not whole
     files: dict = field(default_factory=dict)  # name → text of the run's small files
 
 # %% ../nbs/61_execution.ipynb #e4599a53
@@ -121,6 +122,12 @@ def _made_by(
     return dict(code=_code_digest(), notebook=_digest(sources))
 
 # %% ../nbs/61_execution.ipynb #e4599a54
+def _read_whole(path):
+    "Content of a JSON file; None where it is missing or not whole"
+    with contextlib.suppress(ValueError):
+        return read_json(path)
+
+
 class _Compared:
     "What there is now beside what a run was done with, for `_Task`"
 
@@ -138,9 +145,21 @@ class _Compared:
     def code_changed(self) -> bool:
         "Whether the run was done by other code of library or notebook than there is now"
         result = read_json(self.folder / "result.json") or {}
-        by = read_json(self.folder / "code.json") or dict(code=result.get("code"))
+        by = _read_whole(self.folder / "code.json") or dict(code=result.get("code"))
         here = _made_by(self.notebook) if any(by.values()) else {}
         return any(by[name] not in (None, now) for name, now in here.items() if name in by)
+
+    def _found(self):
+        "State and result, or error, by the files in the folder; None where nothing has come of it"
+        if self.data_changed():
+            return None
+        result = read_json(self.folder / "result.json")
+        if result is not None:
+            return dict(state="done", result=result)
+        error = read_json(self.folder / "error.json")
+        if error and error["time"] != self.retry:
+            return dict(state="failed", error=error["error"])
+        return None
 
 # %% ../nbs/61_execution.ipynb #804507e9
 @dataclass
@@ -166,16 +185,12 @@ class _Task(_Compared):
 
     def outcome(self) -> _Outcome | None:
         "Done or failed, as the folder says; None where nothing has come of the run yet"
-        if self.data_changed():
-            return None
         common = dict(id=self.id, parameters=self.parameters, folder=str(self.folder))
-        result = read_json(self.folder / "result.json")
-        if result is not None:
-            return _Outcome(state="done", result=result, **common)
-        error = read_json(self.folder / "error.json")
-        if error and error["time"] != self.retry:
-            return _Outcome(state="failed", error=error["error"], **common)
-        return None
+        try:
+            found = self._found()
+        except ValueError as e:  # it names the file, and what to do about it
+            found = dict(state="failed", error=str(e), damaged=True)
+        return found and _Outcome(**found, **common)
 
 # %% ../nbs/61_execution.ipynb #6a5a134e
 def _run_parameters(task, pending):
@@ -208,7 +223,7 @@ def _try_run(task, executed, pending):
                 "the notebook ended without a result: "
                 f"it has to write {pending.name}, the parameter `result`, into `out`"
             )
-        refused = "belongs to another training" in getattr(error, "evalue", "")
+        refused = getattr(error, "ename", "") == "_OtherTraining"
         others = list(task.folder.rglob("checkpoint.safetensors")) if refused else []
         for checkpoint in others:
             os.replace(checkpoint, checkpoint.with_name("superseded.safetensors"))

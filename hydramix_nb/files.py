@@ -98,7 +98,7 @@ def read_json(
         return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as e:
+    except ValueError as e:  # no JSON, or no text
         raise ValueError(
             f"{path} is not whole ({e}): remove it, and what wrote it writes it again"
         ) from e

@@ -265,11 +265,14 @@ class _Compositions(_Alternation):
             self.images, self.segments, index, config or self.config, size, self.n_segments
         )
 
-    def picture(self):
-        "A row for each class, six at most: images, mask, composition; the same ones every time"
+    def _shown(self):
+        "Images of the compositions in a picture, int64 [B,N]: of each class, of six at most"
         labels = torch.arange(min(6, len(self.train.classes)), device=self.device)
-        index = self.train.same_class(labels, self.config.n_images)
-        inputs = self.draw(index, replace(self.config, augment=False))
+        return self.train.same_class(labels, self.config.n_images)
+
+    def picture(self):
+        "A row for each composition: images, mask, composition; the same ones every time"
+        inputs = self.draw(self._shown(), replace(self.config, augment=False))
         generator = self.generator if self.average is None else self.average
         rows = composition_rows(generator, *inputs)
         grid = _image_grid(rows.flatten(0, 1), columns=rows.shape[1])

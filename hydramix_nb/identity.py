@@ -135,6 +135,18 @@ def _set(walk, x):
 def _list(walk, x):
     return [walk(value) for value in x]
 
+
+def _held(look):
+    "The look at a container; where its class comes with no library, beside class and attributes"
+
+    def look_at(walk, x):
+        items = look(walk, x)
+        if _is_library(type(x).__module__):
+            return items
+        return {"": walk(type(x)), "items": items, "attributes": _state(walk, x)}
+
+    return look_at
+
 # %% ../nbs/05_identity.ipynb #3ad44df5
 def _function(walk, f):
     library = _is_library(f.__module__, f.__code__.co_filename)
@@ -233,8 +245,9 @@ def _state(walk, x):
         return _dict(walk, x.made_of())
     kind = type(x)
     if not _is_library(kind.__module__):
-        slots = [s for c in kind.__mro__ for s in vars(c).get("__slots__", ()) if hasattr(x, s)]
-        return _dict(walk, getattr(x, "__dict__", {}) | {s: getattr(x, s) for s in slots})
+        state = object.__getstate__(x)  # attributes, or a pair of these and slots
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        return _dict(walk, (attributes or {}) | (slots or {}))
     try:
         parts = x.__reduce_ex__(4)
     except Exception:
@@ -254,10 +267,10 @@ _SLOTS = (
     types.MemberDescriptorType,
 )
 _LOOKS = [
-    ((list, tuple), _list),
-    (dict, _dict),
-    ((set, frozenset), _set),
-    ((bytes, bytearray), lambda walk, x: _digest(x)),
+    ((list, tuple), _held(_list)),
+    (dict, _held(_dict)),
+    ((set, frozenset), _held(_set)),
+    ((bytes, bytearray), _held(lambda walk, x: _digest(x))),
     (ImageSet, lambda walk, x: x.digest()),
     (torch.Tensor, _tensor),
     (np.ndarray, _array),
@@ -319,3 +332,27 @@ def _check_types(config):
         if not any(_fits(value, kind) for kind in kinds):
             names = " or ".join(kind.__name__.replace("NoneType", "None") for kind in kinds)
             raise ValueError(f"{field.name}={value!r}: {names} is needed")
+
+# %% ../nbs/05_identity.ipynb #d09a1c7e
+def _check_ranges(
+    config,  # settings
+    positive: str = "",  # names of fields that are more than 0
+    not_negative: str = "",  # names of fields that are 0 or more
+    shares: str = "",  # names of fields from 0 to 1
+    below_one: str = "",  # names of fields from 0 to below 1
+):
+    "ValueError for a field, or a number in one, out of its range, and for `steps` below 1"
+    ranges = (
+        (positive, lambda x: x > 0, "must be more than 0"),
+        (not_negative, lambda x: x >= 0, "must not be less than 0"),
+        (shares, lambda x: 0 <= x <= 1, "from 0 to 1"),
+        (below_one, lambda x: 0 <= x < 1, "from 0 to below 1"),
+        ("steps", lambda x: x >= 1, "1 or more, or None to count in epochs"),
+    )
+    for names, fits, said in ranges:
+        for name in names.split():
+            value = getattr(config, name, None)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(x is None or fits(x) for x in numbers):
+                hint = "; epoch 60 of 200 is 0.3" if name == "milestones" else ""
+                raise ValueError(f"{name}={value}: {said}{hint}")

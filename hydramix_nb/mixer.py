@@ -8,7 +8,6 @@ __all__ = ['Mixer']
 # %% ../nbs/28_mixer.ipynb #482c36e9
 import copy
 import json
-import tempfile
 import warnings
 from dataclasses import asdict
 from itertools import zip_longest
@@ -21,7 +20,7 @@ import torch
 from . import __version__
 from .composing import _check_square
 from .data import ImageSet, to_uint8
-from .files import read_tensors, write_tensors
+from .files import write_tensors
 
 # %% ../nbs/28_mixer.ipynb #60a48636
 class _Range:
@@ -108,9 +107,9 @@ class _Described:
         if "config" in settings:
             settings["config"] = asdict(settings["config"])
         if self.policy is not None:
-            if not hasattr(self.policy, "name"):
+            if not all(hasattr(self.policy, part) for part in ("name", "size")):
                 raise TypeError(f"{self.policy!r} cannot be saved: only a `policies.Policy` can")
-            settings["policy"] = self.policy.name
+            settings["policy"] = dict(name=self.policy.name, size=self.policy.size)
         return dict(name=type(self).__name__, settings=settings, mean=self.mean, std=self.std)
 
 # %% ../nbs/28_mixer.ipynb #069d3cdc
@@ -143,9 +142,7 @@ class _Kept(_Described):
         path = path / "mixer.safetensors" if path.is_dir() else path
         header = dict(kind="mixer", version=__version__)
         if self.trained is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                file = self.trained.save(Path(folder) / "generator.safetensors")
-                tensors, header = read_tensors(file, "generator")
+            tensors, header = self.trained._contents()
         return write_tensors(path, tensors, header | dict(mixer=json.dumps(self._spec())))
 
 # %% ../nbs/28_mixer.ipynb #92d399f8

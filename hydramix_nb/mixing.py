@@ -456,8 +456,10 @@ def _put_together(spec, trained, train, cache):
     if "mixer" in spec:
         return kind(_put_together(spec["mixer"], trained, train, cache), **settings)
     settings |= dict(mean=spec["mean"], std=spec["std"])
-    if "policy" in settings:
-        settings["policy"] = Policy(settings["policy"], train.images.shape[-1])
+    if policy := settings.get("policy"):
+        if isinstance(policy, str):  # as earlier files have it
+            policy = dict(name=policy, size=train.images.shape[-1])
+        settings["policy"] = Policy(**policy)
     if "config" in settings:
         settings["config"] = composing.Config(**settings["config"])
     if issubclass(kind, (PixelMix, HydraMix)):

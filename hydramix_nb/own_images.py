@@ -113,12 +113,15 @@ def _fit_square(
     return square.round().clamp_(0, 255).to(torch.uint8).contiguous()
 
 # %% ../nbs/01_own_images.ipynb #a1c0f014
+def _is_litter(name):
+    "Whether a file or folder is hidden, or left by an operating system"
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
+
+
 def _entries(path, folders):
-    "Folders, or files, in a folder, sorted; hidden ones do not count"
-    litter = ("thumbs.db", "desktop.ini")
+    "Folders, or files, in a folder, sorted; litter does not count"
     with os.scandir(path) as found:  # says what is a folder without a look at each file
-        shown = [e for e in found if not e.name.startswith(".") and e.name.lower() not in litter]
-        names = sorted(e.name for e in shown if e.is_dir() == folders)
+        names = sorted(e.name for e in found if not _is_litter(e.name) and e.is_dir() == folders)
     return [path / name for name in names]
 
 
@@ -142,16 +145,17 @@ def _class_files(path):
     if not listed:
         raise ValueError(f"{path} has no class folders; expected a folder of images for each class")
     classes = {}
-    for folder, name in listed:
+    for folder, name in dict.fromkeys(listed):
         there = (path / folder).is_dir()
         for deeper in _entries(path / folder, True) if there else ():
             raise ValueError(
                 f"{deeper} is a folder inside a class folder; "
                 "images lie directly in the folder of their class"
             )
-        classes[name] = _entries(path / folder, False) if there else []
-        if there and not classes[name]:
+        files = _entries(path / folder, False) if there else []
+        if there and not files:
             raise ValueError(f"class folder {path / folder} has no images")
+        classes.setdefault(name, []).extend(files)
     return classes
 
 

@@ -183,15 +183,15 @@ _MANY_FILES = 20_000  # in a larger folder, sizes stand for contents
 
 
 def _content_digest(place, kept):
-    "Digest of a file, or of all files in a folder but hidden ones; wherever they lie, the same"
+    "Digest of a file, or of all files in a folder but litter; wherever they lie, the same"
+    from hydramix_nb.own_images import _is_litter
+
     if not place.exists():
         raise FileNotFoundError(place)
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    sha = hashlib.sha256()
+    files = [p for p in files if not any(map(_is_litter, p.relative_to(place).parts))]
+    sha, many = hashlib.sha256(), len(files) > _MANY_FILES
     for file in files:
-        if file.name.startswith(".") and file != place:
-            continue
-        many = len(files) > _MANY_FILES
         content = file.stat().st_size if many else _file_digest(file.absolute(), kept)
         sha.update(f"{file.relative_to(place).as_posix()} {content}\n".encode())
     return sha.hexdigest()[:16]
@@ -419,15 +419,17 @@ class Lock:
 # %% ../nbs/60_runs.ipynb #3588d42f
 def _train_shared(train, config, place, fit, progress):
     "Train a generator into its folder; seconds that it took, those of earlier calls among them"
-    checkpoint, earlier, started = place / "checkpoint.safetensors", 0.0, time.monotonic()
+    checkpoint, weights = place / "checkpoint.safetensors", place / "generator.safetensors"
+    earlier, started = 0.0, time.monotonic()
     if checkpoint.is_file():
         earlier = float(_read_header(checkpoint, "checkpoint").get("seconds", 0))
     trained = fit(train, config, folder=place, progress=progress)
+    if not weights.is_file():  # gan.fit has saved them
+        trained.save(weights)
     seconds = round(earlier + time.monotonic() - started, 2)
     origin = provenance(train.device)
     about = dict(config=asdict(config), data=train.digest(), seconds=seconds)
     write_json(place / "generator.json", about | {k: origin[k] for k in ("device", "code")})
-    trained.save(place / "generator.safetensors")
     checkpoint.unlink(missing_ok=True)
     return seconds
 
@@ -449,15 +451,16 @@ def shared_generator(
         made_of["fit"] = identity.describe(fit)
     place = folder / _digest(made_of)
     fit = fit or functools.partial(gan.fit, cache=folder / "segments")
-    file, seconds = place / "generator.safetensors", 0.0
+    file, about, seconds = place / "generator.safetensors", place / "generator.json", 0.0
+    done = lambda: file.is_file() and about.is_file()  # which is written last
 
     def say(holder):
         print(f"waiting for a generator that another run trains: {holder}", flush=True)
 
-    if not file.is_file():
+    if not done():
         with Lock(place / ".lock", say=say):
-            if not file.is_file():
+            if not done():
                 seconds = _train_shared(train, learned_with, place, fit, progress)
-    if (read_json(place / "generator.json") or {}).get("code") != _code_digest():
+    if read_json(about).get("code") != _code_digest():
         print(f"{place} holds a generator of other code than this: without it, one is trained anew")
     return replace(gan.load(file, train.device), config=config), seconds

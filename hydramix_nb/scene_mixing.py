@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/52_scene_mixing.ipynb #52aa0005
 from . import gan
-from .data import ImageSet, _image_grid, to_float
+from .data import ImageSet, to_float
 from .files import weights_digest
 from .generator import Generator
 from .masks import box_mask
@@ -295,13 +295,9 @@ class _SceneTraining(gan.Training):
     def finish(self, folder):
         self.trained().save(folder)
 
-    def picture(self):
-        "A row for each of the first six scenes: images, mask, composition"
-        first = torch.arange(min(6, len(self.squares)), device=self.device)
-        index = _partners(self.squares.holds, first, self.config.n_images)
-        rows = gan.composition_rows(self.generator, *self.draw(index))
-        grid = _image_grid(rows.flatten(0, 1), columns=rows.shape[1]).copy()
-        return "compositions", torch.from_numpy(grid).permute(2, 0, 1)
+    def _shown(self):
+        "Each of the first six scenes, with others that share a class"
+        return self.batch(torch.arange(min(6, len(self.squares)), device=self.device))
 
 # %% ../nbs/52_scene_mixing.ipynb #2c2cdf69
 def generator_profile(

@@ -21,6 +21,7 @@ import torch
 
 # %% ../nbs/51_scenes.ipynb #284b7e31
 from .cutouts import write_cutouts
+from .data import to_uint8
 from .own_images import read_image
 from .published import data_root
 
@@ -333,7 +334,7 @@ def show_boxes(
     if ax is None:
         _, ax = plt.subplots(figsize=(2.4, 2.4), dpi=80)
     if image.dtype != torch.uint8:
-        image = ((image + 1) * 127.5).round().clamp(0, 255).byte()
+        image = to_uint8(image)
     ax.imshow(image.permute(1, 2, 0).cpu().numpy())
     for k, (x1, y1, x2, y2) in enumerate(torch.as_tensor(boxes).tolist()):
         color = colors[k] if colors is not None else "#F0E442"

@@ -6,6 +6,7 @@
 __all__ = ['DINO_METHODS', 'Config', 'profile', 'backbone', 'fit', 'linear_probe']
 
 # %% ../nbs/56_selfsupervised.ipynb #13cc4e79
+import functools
 import math
 import warnings
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from .chains import _mixers
 from .composing import _check_square
 from .crops import CropConfig, multi_crop
 from .data import ImageSet, to_float
-from .identity import _warn_of_reuse, describe
+from .identity import _check_ranges, _warn_of_reuse, describe
 from .mixer import _check_loop
 from .training import _from_profile, seeded, settings_text
 
@@ -64,30 +65,22 @@ class Config(CropConfig, _Schedules):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_ranges(self)
+        _check_settings(self)
 
 # %% ../nbs/56_selfsupervised.ipynb #56bb0001
-def _check_ranges(config):
+def _check_settings(config):
     "ValueError for a setting that makes no sense"
-    positive = (
-        "dimensions hidden bottleneck epochs samples_per_epoch lr clip "
-        "student_temp warmup_temp teacher_temp"
+    _check_ranges(
+        config,
+        positive="dimensions hidden bottleneck epochs samples_per_epoch lr clip "
+        "student_temp warmup_temp teacher_temp",
+        not_negative="weight_decay weight_decay_end min_lr",
+        shares="warmup freeze momentum temp_warmup center_momentum p_gen",
     )
-    for name in positive.split():
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name}={getattr(config, name)}: must be more than 0")
-    for name in ("weight_decay", "weight_decay_end", "min_lr"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name}={getattr(config, name)}: must not be less than 0")
-    for name in ("warmup", "freeze", "momentum", "temp_warmup", "center_momentum", "p_gen"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name}={getattr(config, name)}: from 0 to 1")
     if config.batch_size < 2:
         raise ValueError(f"batch_size={config.batch_size}: 2 or more, for batch normalisation")
     if config.optimizer not in ("sgd", "adamw"):
         raise ValueError(f"optimizer={config.optimizer!r}: sgd or adamw")
-    if config.steps is not None and config.steps < 1:
-        raise ValueError(f"steps={config.steps}: 1 or more, or None to count in epochs")
 
 # %% ../nbs/56_selfsupervised.ipynb #c6869807
 def profile(
@@ -137,6 +130,7 @@ def backbone(
     return net, last.in_features
 
 # %% ../nbs/56_selfsupervised.ipynb #78437bf6
+@functools.cache  # a block that ignores warnings makes all of them appear once more
 def _lightly():
     "The parts of the package `lightly`; ImportError names the extra that is missing"
     try:

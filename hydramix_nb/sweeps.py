@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 # %% ../nbs/62_sweeps.ipynb #baa7eb1b
 import hydramix_nb
-from .execution import _Outcome, _Task, execute, _execute_here
+from .execution import _Outcome, _Task, execute, _execute_here, _read_whole
 from .files import _check_folder, _check_no_file, read_json, write_json, write_text
 from hydramix_nb.runs import (
     PLACES,
@@ -141,7 +141,7 @@ def plan(
         own = {k: v for k, v in parameters.items() if k not in PLACES}
         task = _Task(id, own, places=places, **common)
         if retry:
-            task.retry = (read_json(task.folder / "error.json") or {}).get("time")
+            task.retry = (_read_whole(task.folder / "error.json") or {}).get("time")
         tasks.setdefault(id, task)
     tasks = list(tasks.values())
     if any((task.folder / "data.json").exists() for task in tasks):
@@ -154,7 +154,8 @@ _ALIKE = ("profile", "dataset", "samples_per_class", "method", "auto_augment")
 
 def _results_in(out, experiment):
     "The results of all finished runs of an experiment"
-    return [read_json(path) for path in sorted((Path(out) / experiment).glob("*/result.json"))]
+    found = map(_read_whole, sorted((Path(out) / experiment).glob("*/result.json")))
+    return [result for result in found if result is not None]
 
 
 def _mean_seconds(wanted, measured, name):
@@ -274,7 +275,8 @@ def summary(
     failed = [o for o in outcomes if o is not None and o.state == "failed"]
     done = len(tasks) - len(left) - len(failed)
     first = f"{len(tasks)} runs: {done} done, {len(left)} left, {len(failed)} failed"
-    lines = [first + (" (--retry does them again)" if failed else "")]
+    again = any(not o.damaged for o in failed)
+    lines = [first + (" (--retry does them again)" if again else "")]
     lines += [f"  failed: {_describe_failure(o)}" for o in failed]
     changed = [task for task in left if task.data_changed()]
     if changed:

@@ -423,7 +423,7 @@ def _report_end(outcomes, folder):
     failed = [o for o in outcomes if o.state == "failed"]
     for o in failed:
         print(f"  failed: {_describe_failure(o)}")
-    if failed:
+    if any(not o.damaged for o in failed):
         print("the executed notebooks in those folders show where; --retry does them again")
     if stopped:
         print(f"the time is over, {stopped} are left: the same command goes on with them")

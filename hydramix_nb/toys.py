@@ -6,6 +6,7 @@
 __all__ = ['draw']
 
 # %% ../nbs/00_toys.ipynb #8a57e1a5
+import colorsys
 import math
 from functools import lru_cache
 
@@ -55,8 +56,7 @@ _GREY, _DARK, _GLASS = (0.6, 0.05, 0.55), (0.6, 0.3, 0.15), (0.55, 0.35, 0.7)
 
 def _rgb(hue, saturation, value):
     "float32 [3] in 0…1"
-    ramps = (min(max(abs((hue + third) % 1 * 6 - 3) - 1, 0), 1) for third in (0, 2 / 3, 1 / 3))
-    return np.array([value * (1 - saturation * (1 - ramp)) for ramp in ramps], np.float32)
+    return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
 
 # %% ../nbs/00_toys.ipynb #9e225c83
 _OVERSAMPLING = 4

@@ -20,7 +20,7 @@ from .diff_augment import _AUGMENTATIONS
 from .fast_generator import make_fast
 from .files import read_tensors, write_tensors
 from .generator import Generator
-from .identity import _check_types
+from .identity import _check_ranges, _check_types
 from .losses import _ADVERSARIAL
 from .quality import _apart, _mask_colors, _Report, _rgb
 from .training import _CHECKPOINT, _from_profile
@@ -34,20 +34,18 @@ def _check_sizes(config):
     if not 1 <= config.levels or config.image_size < 3 * 2 ** (config.levels - 1):
         needed = f"image_size={config.image_size} must be at least 3·2^(levels−1)"
         raise ValueError(f"levels={config.levels}: 1 or more, and {needed}")
-    positive = "batch_size epochs samples_per_epoch features discriminator_features lr"
-    for name in positive.split():
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name}={getattr(config, name)}: must be more than 0")
-    for name in ("encoder_blocks", "decoder_blocks", "weight_decay", "gamma"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name}={getattr(config, name)}: must not be less than 0")
+    _check_ranges(
+        config,
+        positive="batch_size epochs samples_per_epoch features discriminator_features lr",
+        not_negative="encoder_blocks decoder_blocks weight_decay gamma "
+        "alpha_rec alpha_per alpha_disc",
+        shares="milestones",
+    )
     if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
         raise ValueError(f"betas={config.betas}: two numbers from 0 to below 1, see torch's Adam")
     if config.mixing == "grid" and config.cells > config.image_size // Generator.scale:
         most = config.image_size // Generator.scale
         raise ValueError(f"cells={config.cells}: at most {most}, the places along a side of a mask")
-    if config.steps is not None and config.steps < 1:
-        raise ValueError(f"steps={config.steps}: 1 or more, or None to count in epochs")
 
 
 def _check_game(config):
@@ -171,24 +169,21 @@ class Trained:
         "Is it any good for these images? Reconstructions, segments, compositions, the game"
         return _Report(self, train, match_colors=match_colors, seed=seed)
 
+    def _contents(self, dtype=None):
+        "Weights, and everything else as the header of a file"
+        weights = {k: v.to(dtype or v.dtype) for k, v in self.generator.state_dict().items()}
+        said = dict(config=asdict(self.config), classes=self.classes, history=self.history)
+        said |= dict(in_channels=self.generator.in_channels, game_over=self.game_over)
+        header = dict(kind="generator", version=__version__, card=self.card)
+        return weights, header | {name: json.dumps(value) for name, value in said.items()}
+
     def save(
         self,
         path,  # file to write; in an existing folder, generator.safetensors
         dtype: torch.dtype | None = None,  # dtype of the weights in the file; None: as they are
     ) -> Path:  # path of the file
         "Write weights as safetensors, everything else as JSON in the header; atomically"
-        weights = {k: v.to(dtype or v.dtype) for k, v in self.generator.state_dict().items()}
-        header = dict(
-            kind="generator",
-            version=__version__,
-            config=json.dumps(asdict(self.config)),
-            classes=json.dumps(self.classes),
-            in_channels=str(self.generator.in_channels),
-            history=json.dumps(self.history),
-            game_over=json.dumps(self.game_over),
-            card=self.card,
-        )
-        return write_tensors(_weights_path(path), weights, header)
+        return write_tensors(_weights_path(path), *self._contents(dtype))
 
 # %% ../nbs/25_trained_generator.ipynb #25b00022
 def _weights_path(path):

@@ -204,6 +204,10 @@ def _differences(a, b):
 _CHECKPOINT = "checkpoint.safetensors"
 
 
+class _OtherTraining(ValueError):
+    "A checkpoint is there, but of another training"
+
+
 def _checkpoint_header(
     path,  # file of the checkpoint
     settings: str,  # `settings_text` of the training that wants to continue
@@ -214,10 +218,8 @@ def _checkpoint_header(
         return None
     header = _read_header(path, kind)
     if header["settings"] != settings:
-        raise ValueError(
-            f"{path} belongs to another training ({_differences(header['settings'], settings)}): "
-            "name another folder or remove it"
-        )
+        other = f"another training ({_differences(header['settings'], settings)})"
+        raise _OtherTraining(f"{path} belongs to {other}: name another folder or remove it")
     return header
 
 # %% ../nbs/04_training.ipynb #622c0050

@@ -318,7 +318,8 @@ def test_sets_and_settings_that_do_not_fit_are_named(cutouts, tmp_path):
         detection.fit(train, val, SceneMix(Squares(n_shot(train, 1, 0), 32)), TINY)
     with pytest.raises(ValueError, match="the mixer works on cpu, training on cuda"):
         detection.fit(train, val, SceneMix(Squares(train, 32)), TINY, device="cuda")
-    for changes in (dict(steps=0), dict(lr=0), dict(momentum=1.0), dict(score=-1)):
+    wrong = [dict(steps=0), dict(lr=0), dict(momentum=1.0), dict(score=-1)]
+    for changes in [*wrong, dict(milestones=[16, 22])]:
         with pytest.raises(ValueError, match=next(iter(changes))):
             detection.profile("tiny", **changes)
     with pytest.raises(ValueError, match="'huge'"):

@@ -378,11 +378,22 @@ def test_refused_before_segmentation(monkeypatch):
         dict(diff_augment="color,colour"),
         dict(discriminator_lr=0),
         dict(ema=1.0),
+        dict(milestones=(60, 120, 160)),
+        dict(milestones=(-0.1,)),
+        dict(alpha_rec=-1),
+        dict(alpha_per=-1.0),
+        dict(alpha_disc=-1),
     ],
 )
 def test_settings_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         gan.Config(**changes)
+
+
+def test_epochs_are_no_milestones():
+    with pytest.raises(ValueError, match=r"\(60, 120\): from 0 to 1; epoch 60 of 200 is 0.3"):
+        gan.profile(milestones=[60, 120])
+    assert gan.profile(milestones=(0, 0.5, 1), alpha_per=0).milestones == (0, 0.5, 1)
 
 
 def test_config_survives_json():

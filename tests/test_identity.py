@@ -5,10 +5,11 @@ import json
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -55,6 +56,32 @@ class Slots:
 
     def __init__(self, x):
         self.x = x
+
+
+class Hidden:
+    __slots__ = "__value"  # one name, which Python changes to _Hidden__value
+
+    def __init__(self, value):
+        self.__value = value
+
+
+class Attributes(Slots):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+def contained(base, items=(), code="x", **attributes):
+    "An object of a class that somebody has derived from a container"
+    space = dict(base=base, __name__="__main__")
+    exec(f"class Own(base):\n    def __call__(self, x): return {code}", space)
+    out = space["Own"](items)
+    vars(out).update(attributes)
+    return out
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
 
 
 def net(seed=0, p=0.1):
@@ -111,6 +138,17 @@ PAIRS = dict(
     bound=(lambda: NMix(images()).augment, lambda: NMix(images(), 2).augment),
     fields=(lambda: Fields(b=[1]), lambda: Fields(b=[2])),
     slots=(lambda: Slots(1), lambda: Slots(2)),
+    hidden_slot=(lambda: Hidden(1), lambda: Hidden(2)),
+    slots_beside=(lambda: Attributes(1, 2), lambda: Attributes(2, 2)),
+    beside_slots=(lambda: Attributes(1, 2), lambda: Attributes(1, 3)),
+    own_list=(lambda: contained(list, [1]), lambda: contained(list, [2])),
+    own_class=(lambda: contained(list, [1]), lambda: [1]),
+    own_code=(lambda: contained(list), lambda: contained(list, code="2 * x")),
+    own_attribute=(lambda: contained(dict, by=1), lambda: contained(dict, by=2)),
+    own_ordered=(lambda: contained(OrderedDict, by=1), lambda: contained(OrderedDict, by=2)),
+    own_set=(lambda: contained(set, by=1), lambda: contained(set, by=2)),
+    own_bytes=(lambda: contained(bytes, by=1), lambda: contained(bytes, by=2)),
+    own_tuple=(lambda: Pair(1, 2), lambda: (1, 2)),
     namespace=(lambda: SimpleNamespace(x=1), lambda: SimpleNamespace(x=2)),
     array=(lambda: np.arange(3), lambda: np.arange(3) + 1),
     dtype=(lambda: torch.float32, lambda: torch.float16),
@@ -133,6 +171,13 @@ def test_what_decides_is_seen_and_what_is_made_anew_is_the_same(kind):
     assert json.dumps(describe(one(), unknown)) == json.dumps(describe(one()))
     assert describe(one()) != describe(other())
     assert unknown == []
+
+
+def test_containers_of_libraries_are_what_they_hold():
+    assert describe(OrderedDict(a=1)) == describe(dict(a=1)) == dict(a=1)
+    state = nn.Linear(2, 2).state_dict()  # an OrderedDict with an attribute
+    assert describe(state) == describe(dict(state))
+    assert describe(torch.eye(2).max(0)) == describe(list(torch.eye(2).max(0)))
 
 
 def test_what_cannot_be_looked_into_is_told():
@@ -158,7 +203,7 @@ def test_own_attributes_beside_made_of():
 def test_the_same_in_another_process(tmp_path):
     "A method of a user's own script: a class, a closure, a global, a set"
     (tmp_path / "script.py").write_text("""
-import json, torch
+import json, torch, typing
 from hydramix_nb.identity import describe
 strength, names = 0.5, {"a", "b", "c"}
 class Transform:
@@ -166,7 +211,12 @@ class Transform:
     def __call__(self, x): return x * strength if "a" in {"a", "b", "c"} else names
 def f(k):
     return lambda x: x + k
-print(json.dumps(describe([Transform(), f(3), names])))
+class Own(list): pass
+class Pair(typing.NamedTuple):
+    a: int
+own = Own([Pair(1)])
+own.set = names
+print(json.dumps(describe([Transform(), f(3), names, own])))
 """)
     runs = [
         subprocess.run(

@@ -1,5 +1,6 @@
 "Mixers on images of odd kinds, and folders of generated images whose writing was interrupted"
 
+import json
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hydramix_nb import composing, gan, mixing
+from hydramix_nb import composing, files, gan, mixing
 from hydramix_nb.augmentations import CutMix
 from hydramix_nb.chains import Chain, OneOf, SmoothLabels
 from hydramix_nb.data import ImageSet, load_images, to_float
@@ -26,6 +27,7 @@ from hydramix_nb.mixing import (
     PixelMix,
     SegMix,
 )
+from hydramix_nb.policies import Policy
 
 
 def noise(channels=3, size=16, classes=("a", "b"), n=3):
@@ -165,6 +167,19 @@ def test_settings_of_the_mixer_survive_its_file(tmp_path):
         a = mixer(torch.tensor([0, 1]))
         torch.manual_seed(0)
         assert torch.allclose(a, again(torch.tensor([0, 1])), atol=1e-4)  # fast convolutions
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_a_policy_keeps_its_size_in_the_file_of_a_mixer(size, tmp_path):
+    train = noise(size=96)
+    file = GridMix(train, policy=Policy("AutoAugment", size)).save(tmp_path)
+    policy = mixing.load(file, train).policy
+    assert (policy.size, policy.recipes) == (size, "CIFAR10" if size == 32 else "IMAGENET")
+    header = files._read_header(file)
+    spec = json.loads(header["mixer"])
+    spec["settings"]["policy"] = "AutoAugment"  # as once, when the images said the size
+    files.write_tensors(file, {}, header | dict(mixer=json.dumps(spec)))
+    assert mixing.load(file, train).policy.size == 96
 
 
 def test_pixels_go_through_the_generators_size():

@@ -169,6 +169,18 @@ def test_a_class_may_be_called_train(tmp_path):
     assert load_images(f"folder:{tmp_path}").classes == ["car", "train"]
 
 
+def test_folders_of_one_class_add_up(pets):
+    for i in range(2):
+        drawn(pets / "siamese" / f"{i}.png")
+    listed = '[["siamese", "cat"], ["dog", "dog"], ["cat", "cat"], ["cat", "cat"]]'
+    (pets / "classes.json").write_text(listed)
+    both = load_images(f"folder:{pets}")
+    assert both.classes == ["cat", "dog"]
+    assert both.labels.tolist() == [0] * 5 + [1] * 3
+    for i, file in enumerate(["siamese/0", "siamese/1", "cat/0", "cat/1", "cat/2"]):
+        assert torch.equal(both.images[i], read_image(pets / f"{file}.png", both.images.shape[-1]))
+
+
 def test_litter_does_not_count(pets):
     (pets / ".git" / "objects").mkdir(parents=True)
     (pets / "cat" / ".ipynb_checkpoints").mkdir()
@@ -240,8 +252,9 @@ def test_folder_names(pets):
         load_images("folder:nowhere", root=pets)
     with pytest.raises(ValueError, match="is not a folder"):
         load_images(f"folder:{pets / 'cat/0.png'}")
-    with pytest.raises(ValueError, match="needs a path"):
-        load_images("folder:")
+    for name in ("folder:", "folder:PATH", "npz:PATH"):
+        with pytest.raises(ValueError, match="needs a path"):
+            load_images(name)
     for name in ("pets", "cifar", "photos:x", "", "imagenet:x"):
         with pytest.raises(ValueError, match="unknown data set"):
             load_images(name)

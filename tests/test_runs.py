@@ -335,6 +335,19 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     assert not read
 
 
+def test_litter_among_the_images_does_not_change_their_digest(tmp_path):
+    for name in ("cat/1.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    assert runs._content_digest(tmp_path, {}) == "862969ce481ddf65", "as earlier versions have it"
+    for name in (".cache/x.lock", ".git/a/b", "cat/.1.png", "cat/Thumbs.db", "desktop.ini"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("litter")
+    assert runs._content_digest(tmp_path, {}) == "862969ce481ddf65"
+    (tmp_path / ".cache").rename(tmp_path / "cache")
+    assert runs._content_digest(tmp_path, {}) != "862969ce481ddf65"
+
+
 @pytest.fixture
 def no_kernels(monkeypatch):
     "Notebooks are executed in this process, cell by cell"
@@ -342,7 +355,11 @@ def no_kernels(monkeypatch):
     def execute(notebook, output, parameters, *_):
         space = {}
         for cell in nbformat.reads(notebook, 4).cells:
-            exec(cell.source, space)
+            try:
+                exec(cell.source, space)
+            except Exception as e:
+                e.ename, e.evalue = type(e).__name__, str(e)  # as papermill has them
+                raise
             space |= parameters if "parameters" in cell.metadata.get("tags", []) else {}
         Path(output).write_text(notebook)
 
@@ -386,20 +403,30 @@ def test_a_checkpoint_of_another_training_is_set_aside_and_the_run_begins_anew(
     tmp_path, no_kernels
 ):
     "Of several, its mixer's among them, all are"
-    work = """class Other(ValueError):
-    ename, evalue = "ValueError", "checkpoint belongs to another training (other images)"
-if list(pathlib.Path(out).rglob("checkpoint.safetensors")):
-    raise Other
+    work = """from hydramix_nb.training import _checkpoint_header
+for checkpoint in pathlib.Path(out).rglob("checkpoint.safetensors"):
+    _checkpoint_header(checkpoint, '{"images": "these"}')
 value = x ** 2"""
     (task,) = sweeps.plan(toy(tmp_path, work), [dict(x=3)], tmp_path / "runs")
     places = [task.folder / name for name in (".", "mixer/teacher", "mixer/pool")]
     for place in places:
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "checkpoint.safetensors").write_text("of other images")
+        header = dict(kind="checkpoint", settings='{"images": "others"}')
+        files.write_tensors(place / "checkpoint.safetensors", {}, header)
     (outcome,) = sweeps.sweep([task], progress=False)
     assert outcome.result == dict(value=9.0), outcome.error
     for place in places:
-        assert (place / "superseded.safetensors").read_text() == "of other images"
+        assert files._read_header(place / "superseded.safetensors") == header
+        assert not (place / "checkpoint.safetensors").exists()
+
+
+def test_an_error_in_like_words_leaves_the_checkpoint_alone(tmp_path, no_kernels):
+    work = "raise ValueError('image 3 belongs to another training set')"
+    (task,) = sweeps.plan(toy(tmp_path, work), [dict(x=3)], tmp_path / "runs")
+    task.folder.mkdir(parents=True)
+    (task.folder / "checkpoint.safetensors").write_text("of this very run")
+    (outcome,) = sweeps.sweep([task], progress=False)
+    assert outcome.state == "failed" and "image 3" in outcome.error
+    assert (task.folder / "checkpoint.safetensors").read_text() == "of this very run"
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"/x": 3}', '{"/x": [1, 2, 3, 4]}'])
@@ -697,6 +724,32 @@ def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("name", ["result.json", "error.json", "data.json", "code.json"])
+def test_a_sweep_names_a_damaged_file_and_does_the_rest(name, tmp_path, no_kernels, capsys):
+    "In words, with the way out; --retry does not remove what may be a result"
+    toy(tmp_path)
+    runs_of = [dict(x=3), dict(x=4), dict(x=5)]
+    tasks = sweeps.plan(tmp_path / "toy.ipynb", runs_of, tmp_path / "runs")
+    sweeps.sweep(tasks[:2], progress=False)
+    damaged = tasks[0].folder / name
+    if name == "error.json":
+        (tasks[0].folder / "result.json").unlink()
+    damaged.write_bytes(b'{"accuracy": 3\xff')
+    tasks = sweeps.plan(tmp_path / "toy.ipynb", runs_of, tmp_path / "runs", retry=True)
+    said, outcomes = sweeps.summary(tasks), sweeps.sweep(tasks, progress=False)
+    assert [o.state for o in outcomes[1:]] == ["done", "done"]
+    status = tables._report_end(outcomes, tmp_path)
+    if name == "code.json":
+        assert outcomes[0].state == "done" and "3 runs: 2 done, 1 left, 0 failed" in said
+        return
+    assert status == 1 and "3 runs: 1 done, 1 left, 1 failed" in said
+    for text in (said, capsys.readouterr().out):
+        assert f"{damaged} is not whole" in text and "remove it" in text
+        assert "--retry" not in text
+    damaged.unlink()
+    assert [o.state for o in sweeps.sweep(tasks, progress=False)] == ["done"] * 3
+
+
 def test_status_1_if_a_run_fails(tmp_path, command, quick_kernels):
     done = command(
         "table_1",
@@ -839,6 +892,44 @@ def test_runs_that_differ_in_the_mixer_alone_share_a_generator(tmp_path, monkeyp
     monkeypatch.setattr(runs, "_code_digest", lambda: "other")
     runs.shared_generator(train, gan.profile("tiny"), tmp_path)
     assert len(trainings) == 3 and "a generator of other code" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("killed", ["before its report", "before its note"])
+def test_a_shared_generator_killed_at_its_end_goes_on(killed, tmp_path, monkeypatch, capsys):
+    from hydramix_nb.data import load_images
+
+    train, config, wrote = load_images("toys", size=16).few_shot(2, 0), gan.profile("tiny"), []
+
+    def finish(training, folder, finish=gan.Training.finish):
+        finish(training, folder)
+        wrote.append(folder)
+        if killed == "before its report":
+            raise KeyboardInterrupt
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gan.Training, "finish", finish)
+    if killed == "before its note":
+        monkeypatch.setattr(runs, "write_json", kill)
+    with pytest.raises(KeyboardInterrupt):
+        runs.shared_generator(train, config, tmp_path, progress=False)
+    (place,) = (file.parent for file in tmp_path.glob("*/generator.safetensors"))
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        gan.Trained, "save", kill if killed == "before its note" else gan.Trained.save
+    )
+    _, seconds = runs.shared_generator(train, config, tmp_path, progress=False)
+    assert seconds > 0 and {file.name for file in place.glob("generator.*")} == {
+        "generator.json",
+        "generator.safetensors",
+    }
+    assert not (place / "checkpoint.safetensors").exists()
+    assert runs.shared_generator(train, config, tmp_path, progress=False)[1] == 0
+    assert "of other code" not in capsys.readouterr().out
+    (place / "generator.safetensors").unlink()  # a note alone is no generator
+    monkeypatch.undo()
+    assert runs.shared_generator(train, config, tmp_path, progress=False)[1] > 0
 
 
 # what cannot be is refused by the plan

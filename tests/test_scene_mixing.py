@@ -206,3 +206,28 @@ def test_a_generator_of_scenes_goes_on_and_is_read_again(cutouts, tmp_path):
         == training.epoch_steps(squares.centres(), config)[1]
         == 2
     )
+
+
+def test_pictures_of_progress_show_what_is_left_in_the_end(cutouts):
+    "The averaged generator, where there is one, on windows at the centre"
+    config = scene_mixing.generator_profile("tiny", steps=2, ema=0.5)
+    state = scene_mixing._SceneTraining(Squares(cutouts[0], 32), config)
+    windows, asked = state.squares.windows, []
+
+    def noted(index, augment=True):
+        asked.append(augment)
+        return windows(index, augment)
+
+    state.squares.windows = noted
+
+    def picture():
+        with training.seeded(0):
+            return state.picture()[1]
+
+    before = picture()
+    assert before.shape == (3, 6 * 32 + 5 * 2, 6 * 32 + 5 * 2)
+    for network, changes in ((state.generator, False), (state.average, True)):
+        for weight in network.parameters():
+            weight.data.add_(0.1)
+        assert torch.equal(picture(), before) != changes
+    assert asked == [False] * 3

@@ -59,6 +59,7 @@ def no_lightly(monkeypatch):
     for name in [m for m in sys.modules if m.split(".")[0] == "lightly"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lightly", None)
+    selfsupervised._lightly.cache_clear()
 
 
 # crops
@@ -120,6 +121,16 @@ def test_the_teacher_is_an_average_and_learns_nothing():
     for k, p in teacher.items():
         torch.testing.assert_close(p, 0.9 * before[f"teacher.{k}"] + 0.1 * student[k])
     assert not any(p.requires_grad for p in teacher.values())
+
+
+def test_a_warning_that_each_step_repeats_appears_once():
+    state, _ = state_after(1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            warnings.warn("as torch says it", stacklevel=1)
+            state.step()
+    assert [str(warning.message) for warning in said].count("as torch says it") == 1
 
 
 def test_last_layer_stands_still_at_first():
