@@ -16,12 +16,8 @@ import torch
 
 # %% ../nbs/26_gan.ipynb #68957dcf
 from . import training
-from hydramix_nb.composing import (
-    _check_square,
-    _resize_for_generator,
-    composition_inputs,
-    label_maps,
-)
+from .composing import _check_square, _resize_for_generator
+from .composing import composition_inputs, label_maps
 from .data import ImageSet, _image_grid, load_images
 from .diff_augment import diff_augment
 from .discriminator import Discriminator

@@ -204,8 +204,7 @@ def _differences(a, b):
 _CHECKPOINT = "checkpoint.safetensors"
 
 
-class _OtherTraining(ValueError):
-    "A checkpoint is there, but of another training"
+class _OtherTraining(ValueError): ...  # a checkpoint is there, but of another training
 
 
 def _checkpoint_header(
