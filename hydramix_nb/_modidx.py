@@ -995,6 +995,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hydramix_nb.runs._device_name': ('runs.html#_device_name', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs._digest': ('runs.html#_digest', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs._file_digest': ('runs.html#_file_digest', 'hydramix_nb/runs.py'),
+                                  'hydramix_nb.runs._files_in': ('runs.html#_files_in', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs._find_data': ('runs.html#_find_data', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs._literal': ('runs.html#_literal', 'hydramix_nb/runs.py'),
                                   'hydramix_nb.runs._open_locked': ('runs.html#_open_locked', 'hydramix_nb/runs.py'),

@@ -93,8 +93,10 @@ def _execute_notebook(
             coalesce_streams=True,
         )
     finally:
-        if partial.exists():
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            read_json(partial)  # a disk that runs full cuts it short
             os.replace(partial, output)
+        partial.unlink(missing_ok=True)
 
 # %% ../nbs/61_execution.ipynb #a9d4d1bc
 @dataclass

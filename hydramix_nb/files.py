@@ -151,8 +151,8 @@ def _read_header(
             header = dict(sorted((f.metadata() or {}).items()))
     except Exception as e:
         raise ValueError(
-            f"{path} is not a whole {kind or 'safetensors'} file ({e}): "
-            "it may have been cut short; copy or train it again"
+            f"{path} is not a whole {kind or 'safetensors'} file ({e}): it may have been cut "
+            f"short; {'remove it' if 'checkpoint' in (kind or '') else 'copy or train it again'}"
         ) from e
     found = header.get("kind", "file of another origin")
     if kind not in (None, found):

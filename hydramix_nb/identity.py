@@ -160,6 +160,7 @@ def _function(walk, f):
     if not library and not (f.__module__ or "").startswith(_OURS):
         names = sorted(_global_names(f.__code__) & set(f.__globals__))
         out["globals"] = {name: walk(f.__globals__[name]) for name in names}
+        out["attributes"] = walk(vars(f))
     return {key: value for key, value in out.items() if value}
 
 

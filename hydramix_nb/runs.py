@@ -182,14 +182,22 @@ def _file_digest(file, kept):
 _MANY_FILES = 20_000  # in a larger folder, sizes stand for contents
 
 
-def _content_digest(place, kept):
-    "Digest of a file, or of all files in a folder but litter; wherever they lie, the same"
+def _files_in(place):
+    "The file, or all files in a folder but litter; links to folders are followed, as on loading"
     from hydramix_nb.own_images import _is_litter
 
     if not place.exists():
         raise FileNotFoundError(place)
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    files = [p for p in files if not any(map(_is_litter, p.relative_to(place).parts))]
+    found = [place] if place.is_file() else []
+    for folder, inner, names in os.walk(place, followlinks=True):
+        inner[:] = [name for name in inner if not _is_litter(name)]
+        found += [Path(folder, name) for name in names if not _is_litter(name)]
+    return sorted(file for file in found if file.is_file())
+
+
+def _content_digest(place, kept):
+    "Digest of a file, or of all files in a folder but litter; wherever they lie, the same"
+    files = _files_in(place)
     sha, many = hashlib.sha256(), len(files) > _MANY_FILES
     for file in files:
         content = file.stat().st_size if many else _file_digest(file.absolute(), kept)

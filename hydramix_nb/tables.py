@@ -398,7 +398,9 @@ def _check_places(options, runs):
     names = [(run["dataset"], run.get("generator_dataset")) for run in runs]
     for name in dict.fromkeys(name for pair in names for name in pair if name):
         try:
-            _find_data(name, options["data_root"])
+            place = _find_data(name, options["data_root"])
+            if place and Path(options["out"]).expanduser().resolve().is_relative_to(place.resolve()):
+                raise ValueError(f"--out {options['out']} lies in {name}, among the images")
         except FileNotFoundError as e:
             if not options["dry_run"] or (":" in name and options["datasets"]):
                 hint = "; reproduce_a_table.ipynb makes it" if name == "npz:cifar10" else ""

@@ -133,5 +133,5 @@ def _connect(scheduler, seconds=30):
     "A client of the Dask scheduler at an address"
     try:
         return import_extra("distributed").Client(scheduler, timeout=seconds)
-    except OSError as e:
+    except (OSError, ValueError) as e:  # nobody there; or no address, such as tcp://host:8786
         raise ConnectionError(f"there is no Dask scheduler at {scheduler}") from e

@@ -107,6 +107,14 @@ def global_of(value):
     return space["f"]
 
 
+def weighted(weight):
+    def loss(x):
+        return loss.weight * x
+
+    loss.weight = weight
+    return loss
+
+
 PAIRS = dict(
     attribute=(lambda: nn.CrossEntropyLoss(), lambda: nn.CrossEntropyLoss(label_smoothing=0.5)),
     tensor=(
@@ -149,6 +157,7 @@ PAIRS = dict(
     own_set=(lambda: contained(set, by=1), lambda: contained(set, by=2)),
     own_bytes=(lambda: contained(bytes, by=1), lambda: contained(bytes, by=2)),
     own_tuple=(lambda: Pair(1, 2), lambda: (1, 2)),
+    function_attribute=(lambda: weighted(1), lambda: weighted(2)),
     namespace=(lambda: SimpleNamespace(x=1), lambda: SimpleNamespace(x=2)),
     array=(lambda: np.arange(3), lambda: np.arange(3) + 1),
     dtype=(lambda: torch.float32, lambda: torch.float16),

@@ -344,6 +344,11 @@ def test_litter_among_the_images_does_not_change_their_digest(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("litter")
     assert runs._content_digest(tmp_path, {}) == "862969ce481ddf65"
+    linked = tmp_path.with_name("linked")
+    linked.mkdir()
+    for name in ("cat", "dog"):  # links to folders are read, so what is behind them counts
+        (linked / name).symlink_to(tmp_path / name)
+    assert runs._content_digest(linked, {}) == "862969ce481ddf65"
     (tmp_path / ".cache").rename(tmp_path / "cache")
     assert runs._content_digest(tmp_path, {}) != "862969ce481ddf65"
 
@@ -706,6 +711,35 @@ def test_an_out_that_is_a_file_is_refused_with_status_2(deeper, tmp_path, capsys
         tables.main([*TINY, "--out", str(file / deeper), "--dry_run"])
     assert e.value.code == 2
     assert f"{file} is a file, and a folder for runs is needed" in capsys.readouterr().err
+
+
+def test_an_out_among_the_images_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "pets/cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pets")
+    with pytest.raises(SystemExit) as e:
+        tables.main([*TINY, "--datasets", "folder:.", "--out", "runs", "--dry_run"])
+    assert e.value.code == 2
+    assert "--out runs lies in folder:., among the images" in capsys.readouterr().err
+
+
+def test_what_is_no_address_of_a_scheduler_is_said_in_a_line(tmp_path, capsys):
+    assert tables.main([*TINY, "--scheduler", "nonsense", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith("hydramix_sweep: there is no Dask scheduler at nonsense\n")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("left, kept", [('{"cells": []', False), ('{"cells": []}', True)])
+def test_a_notebook_that_a_full_disk_cut_short_is_not_kept(left, kept, tmp_path, monkeypatch):
+    def execute_notebook(nb, path, *_, **__):
+        Path(path).write_text(left)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs.import_extra("papermill"), "execute_notebook", execute_notebook)
+    empty = nbformat.writes(nbformat.v4.new_notebook())
+    with pytest.raises(OSError, match="No space"):
+        execution._execute_notebook(empty, tmp_path / "a.ipynb", {})
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ipynb"] * kept
 
 
 def test_a_published_set_that_is_not_there(tmp_path, monkeypatch, capsys):
