@@ -65,7 +65,7 @@ class _Archive:
         if name.endswith(".json"):  # images and weights would not become smaller
             packed, kind = len(zlib.compress(content)) + 64, zipfile.ZIP_DEFLATED
         needed = packed + 2 * len(name.encode()) + 150  # two headers with the name
-        if needed > self.room:
+        if not needed <= self.room:
             self.left += 1
             return False
         self.room -= needed

@@ -195,6 +195,8 @@ def _check_order(links):
     for link in links:
         if not callable(link) and not hasattr(link, "augment"):
             raise TypeError(f"{link!r} is no link: neither a change of images nor a mixer")
+        if isinstance(link, type):
+            raise TypeError(f"{link.__name__} is a class: a link is what it makes, as MixUp(train)")
         if soft is not None and _needs_labels(link):
             before = f"{_name(soft)} has made soft targets of them"
             raise ValueError(f"{_name(link)} needs labels, but {before}")

@@ -183,6 +183,8 @@ def evaluate(
 ) -> tuple:  # top-1 and top-5 in percent, confusion matrix int64 [classes,classes]
     "Accuracy on a test set; the confusion matrix has the true class in rows"
     outputs, n = predict(model, test.images), len(test.classes)
+    if outputs.shape[1] != n:
+        raise ValueError(f"the network has {outputs.shape[1]} outputs, the test set {n} classes")
     found = outputs.topk(min(5, n), 1).indices == test.labels[:, None]
     top1, top5 = int(found[:, 0].sum()), int(found.any(1).sum())
     confusion = torch.bincount(test.labels * n + outputs.argmax(1), minlength=n * n).view(n, n)

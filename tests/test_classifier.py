@@ -493,6 +493,8 @@ def test_prediction_does_not_depend_on_how_it_is_split_and_leaves_the_mode():
     assert net.training
     top1, top5, confusion = evaluate(net, TEST)
     assert top1 == 100 * confusion.diagonal().sum().item() / 9 and top5 == 100
+    with pytest.raises(ValueError, match="the network has 2 outputs, the test set 3 classes"):
+        evaluate(network("wrn-10-1", 3, 2, 0.3), TEST)
 
 
 def test_the_test_set_changes_nothing_but_the_figures():
