@@ -214,7 +214,7 @@ def fit(
     folder=None,  # folder for generator, classifier and plan; an unfinished training continues
     progress: bool = True,  # say what is done, with progress bars
 ) -> classifier.Result:  # with the network as `model`
-    "Train the best classifier that we know how to train from a few images, in a stated time"
+    "Train a classifier from a few images, by HydraMix under MixUp, in a stated time"
     if not isinstance(minutes, Real) or not 0 < minutes < float("inf"):
         raise ValueError(f"minutes={minutes!r}: a number above 0; images to judge on are test=…")
     train, steps = load_images(train), None if steps is None else _asked(steps)
