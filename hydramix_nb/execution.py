@@ -69,6 +69,12 @@ def _kill_kernels():
         shutil.rmtree(manager.folder, ignore_errors=True)
 
 # %% ../nbs/61_execution.ipynb #a9917f7f
+def _read_whole(path):
+    "Content of a JSON file; None where it is missing or not whole"
+    with contextlib.suppress(ValueError):
+        return read_json(path)
+
+
 def _execute_notebook(
     notebook: str,  # the notebook itself, as JSON
     output,  # path of the executed notebook, in whatever state it ends
@@ -93,8 +99,7 @@ def _execute_notebook(
             coalesce_streams=True,
         )
     finally:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            read_json(partial)  # a disk that runs full cuts it short
+        if _read_whole(partial):  # a disk that runs full cuts it short
             os.replace(partial, output)
         partial.unlink(missing_ok=True)
 
@@ -124,12 +129,6 @@ def _made_by(
     return dict(code=_code_digest(), notebook=_digest(sources))
 
 # %% ../nbs/61_execution.ipynb #e4599a54
-def _read_whole(path):
-    "Content of a JSON file; None where it is missing or not whole"
-    with contextlib.suppress(ValueError):
-        return read_json(path)
-
-
 class _Compared:
     "What there is now beside what a run was done with, for `_Task`"
 

@@ -117,18 +117,19 @@ def _asked(steps):
 
 def _steps(train, minutes, steps, seed, folder, cache):
     "Steps that were asked for, or that an earlier call noted in this folder, or that fit in"
+    if folder is None:
+        return steps or _budget(train, minutes, seed, cache)
     asked = dict(minutes=float(minutes)) if steps is None else dict(steps=steps)
     asked |= dict(seed=seed, images=train.digest())
-    plan = None if folder is None else folder / "plan.json"
-    known = (read_json(plan) if plan else None) or {}
+    plan = folder / "plan.json"
+    known = read_json(plan) or {}
     if known and (other := [name for name, value in asked.items() if known.get(name) != value]):
         raise ValueError(
             f"{folder} holds a training of other {', '.join(other)}, with "
             f"steps={tuple(known['steps'])}: give what it was given, or another folder"
         )
     found = known.get("steps") or steps or _budget(train, minutes, seed, cache)
-    if plan:
-        write_json(plan, asked | known | dict(steps=found))
+    write_json(plan, asked | known | dict(steps=found))
     return found
 
 # %% ../nbs/33_hydramix_plus.ipynb #149f6acc

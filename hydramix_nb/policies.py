@@ -21,10 +21,11 @@ _MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 def _matrices(
+    names,  # of moves, or "" for none
     m,  # magnitudes: slope, pixels or degrees, float64 [b]
     height,  # height of the images in pixels
     width,  # width of the images in pixels
-):  # name of a move, or "" for none → a … f, float64 [b,2,3]
+):  # name → a … f, float64 [b,2,3]
     "Where each position of the new image lies in the old one"
     one, zero, angle = torch.ones_like(m), torch.zeros_like(m), torch.deg2rad(m)
     numbers = {
@@ -35,7 +36,7 @@ def _matrices(
         "TranslateY": (one, zero, zero, zero, one, -m.trunc()),
         "Rotate": (angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero),
     }
-    return {name: torch.stack(row, 1).view(-1, 2, 3) for name, row in numbers.items()}
+    return {name: torch.stack(numbers[name], 1).view(-1, 2, 3) for name in names}
 
 
 def _move(
@@ -131,7 +132,7 @@ _OPERATIONS = ("Identity", *_MOVES, *_COLORS)
 def _change(images, name, m):
     "All images under the same operation, with strengths m, float64 [b]"
     if name in _MOVES:
-        return _move(images, _matrices(m, *images.shape[-2:])[name])
+        return _move(images, _matrices([name], m, *images.shape[-2:])[name])
     return _COLORS[name](images, m)
 
 
@@ -149,9 +150,12 @@ def _operate(
     return out
 
 # %% ../nbs/29_policies.ipynb #29a11002
+_BLENDS = ("Brightness", "Color", "Contrast")  # with black, with greys, with their mean
+
+
 def _move_blindly(images, magnitudes, chosen):
     "All images by one resampling: those that drew a move by its matrix, the others as they are"
-    every = _matrices(magnitudes, *images.shape[-2:])
+    every = _matrices(("", *_MOVES), magnitudes, *images.shape[-2:])
     matrices = every[""]
     for name in _MOVES:
         matrices = torch.where(chosen[name][:, None, None], every[name], matrices)
@@ -175,13 +179,13 @@ def _operate_blindly(
 ):  # images, uint8 [B,C,H,W]
     "The same as `_operate`, without asking which image drew what"
     chosen = {name: operations == position for position, name in enumerate(_OPERATIONS)}
-    blends = ("Brightness", "Color", "Contrast")[:: 1 if images.shape[1] > 1 else 2]
+    blends = [name for name in _BLENDS if name != "Color" or images.shape[1] > 1]  # grey has none
     out = images
     for names, change in ((_MOVES, _move_blindly), (blends, _blend_blindly)):
         any_of = sum(chosen[name] for name in names).bool()
         out = torch.where(any_of.view(-1, 1, 1, 1), change(images, magnitudes, chosen), out)
     for name in _OPERATIONS:
-        if name not in ("Identity", *_MOVES, "Brightness", "Color", "Contrast"):
+        if name not in ("Identity", *_MOVES, *_BLENDS):
             changed = _change(images, name, magnitudes * chosen[name])
             out = torch.where(chosen[name].view(-1, 1, 1, 1), changed, out)
     return out

@@ -335,7 +335,7 @@ def _group_memory(folder, limit, used, cached):
     return int((folder / limit).read_text()) - in_use
 
 # %% ../nbs/06_speed.ipynb #e1280ab0
-def _reserved_in_vain(device):
+def _cached_memory(device):
     "Bytes that torch keeps for later; a recording's pool is for nothing else"
     if torch.cuda.get_allocator_backend() != "native":  # another allocator lists no pools
         return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -354,7 +354,7 @@ def free_memory(
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         share = total // int(os.environ.get("HYDRAMIX_TOGETHER", 1)) - reserved
-        return max(0, min(free, share)) + _reserved_in_vain(device)
+        return max(0, min(free, share)) + _cached_memory(device)
     try:
         free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
     except (OSError, IndexError, ValueError):

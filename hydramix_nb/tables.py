@@ -395,13 +395,12 @@ def _check_places(options, runs):
     for file in {run.get("backbone", "") for run in runs} - {"", "imagenet"}:
         if not Path(file).expanduser().is_file():
             raise FileNotFoundError(f"--backbone {file}: there is no such file")
+    out = Path(options["out"]).expanduser().resolve()
     names = [(run["dataset"], run.get("generator_dataset")) for run in runs]
     for name in dict.fromkeys(name for pair in names for name in pair if name):
         try:
             place = _find_data(name, options["data_root"])
-            if place and Path(options["out"]).expanduser().resolve().is_relative_to(
-                place.resolve()
-            ):
+            if place and out.is_relative_to(place.resolve()):
                 raise ValueError(f"--out {options['out']} lies in {name}, among the images")
         except FileNotFoundError as e:
             if not options["dry_run"] or (":" in name and options["datasets"]):
